@@ -1,0 +1,7 @@
+"""`python -m lightning_freeze`."""
+
+import sys
+
+from lightning_freeze.cli import main
+
+sys.exit(main())

@@ -1,0 +1,34 @@
+"""The one place that chooses between `lightning.pytorch` and `pytorch_lightning`.
+
+Both can be installed, and a Trainer of either must accept our callbacks (LightningCLI checks the class). If the
+user has imported just one of them by now, that one it is; otherwise `Callback` descends from every one installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_NAMES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _packages() -> list[Any]:
+    imported = [name for name in _NAMES if name in sys.modules]
+    found = []
+    for name in imported if len(imported) == 1 else _NAMES:
+        with suppress(ModuleNotFoundError):
+            found.append(import_module(name))
+    if not found:
+        raise ImportError("lightning_freeze needs PyTorch Lightning.\n  pip install lightning")
+    return found
+
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    Callback = type("Callback", tuple(package.Callback for package in _packages()), {"__module__": __name__})
+    LightningModule = Trainer = Any  # for annotations only
+
+__all__ = ["Callback", "LightningModule", "Trainer"]

@@ -1,0 +1,97 @@
+"""Normalisation layers whose statistics are held, with a weight and bias that train or do not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning_freeze import plan
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.context import Context
+from lightning_freeze.errors import PatternError, PlanError
+from lightning_freeze.modes import FrozenView
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import Binding, Row, Wants
+from lightning_freeze.selection import ModelIndex, as_patterns, is_norm, resolve
+
+
+class BatchNormEval(FreezeCallback):
+    """Hold normalisation layers in eval mode: they use their running statistics, and no batch changes these.
+
+    Concerned are BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm with running statistics, and their subclasses.
+
+    Args:
+        patterns: which of them (see `select`); a layer without affine parameters goes by its module name.
+        when: "always", or "frozen": while the layer's parameters (without any: the module it lies in) are frozen.
+        affine: "train" leaves weight and bias as they are, "freeze" freezes them for the whole run.
+
+    Raises:
+        PlanError: arguments that cannot work.
+        PatternError: at setup, a pattern that matches no normalisation layer.
+
+    Example:
+        >>> BatchNormEval("model.backbone", affine="freeze").when
+        'always'
+    """
+
+    def __init__(
+        self,
+        patterns: str | list[str] = "*",
+        when: Literal["always", "frozen"] = "always",
+        affine: Literal["train", "freeze"] = "train",
+        memory_efficient: bool = False,
+    ) -> None:
+        plan.check_choice(when, ("always", "frozen"), "when", self.title)
+        plan.check_choice(affine, ("train", "freeze"), "affine", self.title)
+        if not as_patterns(patterns):
+            raise PlanError(f"{self.title}: patterns is empty.\n  Use '*' for all normalisation layers")
+        if memory_efficient:
+            raise PlanError(f"{self.title}: memory_efficient=True is not available in this version")
+        self.patterns = patterns
+        self.when = when
+        self.affine = affine
+        self.memory_efficient = memory_efficient
+        self._layers: frozenset[int] = frozenset()
+        self._wants = Wants()
+
+    def bind(self, context: Context) -> Binding:
+        index = context.index
+        layers = norm_layers(index, self.patterns, self.title)
+        self._layers = frozenset(place for place, span in enumerate(index.spans) if span.name in layers)
+        frozen = {name for layer in layers for name in index.under(layer)}
+        self._wants = Wants(frozenset(frozen)) if self.affine == "freeze" else Wants()
+        return Binding()
+
+    def wants(self, progress: Progress) -> Wants:
+        return self._wants
+
+    def holds(self, view: FrozenView) -> set[int]:
+        return set(self._layers) if self.when == "always" else view.frozen(self._layers)
+
+    def rows(self, progress: Progress) -> list[Row]:
+        when = "held always" if self.when == "always" else "held if frozen"
+        return [Row(self.title, as_patterns(self.patterns), when, sorted(self._wants.frozen))]
+
+
+def norm_layers(index: ModelIndex, patterns: str | list[str], owner: str) -> set[str]:
+    """Names of the normalisation layers that the patterns select by parameter, layer, or a module around them.
+
+    Raises:
+        PatternError: a pattern matches no such layer.
+    """
+    norms = [span for span in index.spans if is_norm(span.module)]
+    if not norms:
+        raise PatternError(
+            f"{owner}: {index.model_name} has no normalisation layer with running statistics (BatchNorm, "
+            f"SyncBatchNorm, InstanceNorm with track_running_stats).\n  Remove {owner}"
+        )
+    leaves = {span.name: (span.name,) for span in norms}
+    for span in norms:
+        leaves.update(
+            {f"{span.name}.{leaf}": (span.name,) for leaf, p in span.module._parameters.items() if p is not None}
+        )
+    containers: dict[str, list[str]] = {}
+    for span in norms:
+        parts = span.name.split(".")
+        for depth in range(1, len(parts)):
+            containers.setdefault(".".join(parts[:depth]), []).append(span.name)
+    return resolve(patterns, leaves, containers, owner, f"the {len(norms)} normalisation layers of {index.model_name}")

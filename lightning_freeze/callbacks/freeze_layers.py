@@ -1,0 +1,93 @@
+"""Keep chosen layers frozen for a part of the run, or for all of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning_freeze import plan
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.context import Context
+from lightning_freeze.errors import PlanError
+from lightning_freeze.modes import FrozenView
+from lightning_freeze.plan import Moment, Progress
+from lightning_freeze.policy import PLACEMENTS, Binding, Row, Wants
+from lightning_freeze.selection import as_patterns
+
+
+class FreezeLayers(FreezeCallback):
+    """Freeze the parameters that the patterns select while `start <= progress < stop`.
+
+    Args:
+        patterns: a pattern or a list of them (see `select`).
+        start: first epoch, or first optimizer step, in which they are frozen; zero-based.
+        stop: first epoch or step in which they train again; None: never.
+        unit: "epoch", or "step" for optimizer steps (`trainer.global_step`).
+        eval_frozen: run modules that are frozen by this in eval mode.
+        optimizer_state: what becomes of momenta and the like on freezing: "keep" them on the device, "cpu" moves
+            them to host memory, "drop" forgets them.
+
+    Raises:
+        PlanError: arguments that cannot work.
+        PatternError: at setup, a pattern that matches nothing.
+
+    Example:
+        >>> FreezeLayers(["model.backbone", "!model.backbone.layer4"], stop=5).stop
+        5
+    """
+
+    def __init__(
+        self,
+        patterns: str | list[str],
+        start: int = 0,
+        stop: int | None = None,
+        unit: Literal["epoch", "step"] = "epoch",
+        eval_frozen: bool = True,
+        optimizer_state: Literal["keep", "drop", "cpu"] = "keep",
+    ) -> None:
+        if not as_patterns(patterns):
+            raise PlanError(f"{self.title}: patterns is empty.\n  Name at least one parameter or module")
+        plan.check_positive(start, "start", self.title, minimum=0)
+        plan.check_choice(unit, ("epoch", "step"), "unit", self.title)
+        plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
+        if stop is not None:
+            plan.check_positive(stop, "stop", self.title)
+            if stop <= start:
+                raise PlanError(f"{self.title}: stop={stop} must be after start={start}, both in {unit}s")
+        self.patterns = patterns
+        self.start = start
+        self.stop = stop
+        self.unit = unit
+        self.eval_frozen = eval_frozen
+        self.optimizer_state = optimizer_state
+        self._names: frozenset[str] = frozenset()
+        self._wants = self._wants_nothing = Wants()
+        self._active = False
+
+    def bind(self, context: Context) -> Binding:
+        self._names = frozenset(context.select(self.patterns, self.title))
+        if not self._names:
+            raise PlanError(
+                f"{self.title}: patterns={self.patterns!r} leave nothing to freeze.\n  See the `!` patterns"
+            )
+        self._wants = Wants(self._names, self.optimizer_state)
+        passing = self.stop is not None or self.start > 0
+        return Binding(trains=self._names if passing else frozenset())
+
+    def wants(self, progress: Progress) -> Wants:
+        begun, ended = (
+            moment is not None and Moment(moment, self.unit).reached(progress) for moment in (self.start, self.stop)
+        )
+        self._active = begun and not ended
+        return self._wants if self._active else self._wants_nothing
+
+    def holds(self, view: FrozenView) -> set[int]:
+        return view.frozen_modules(self._names) if self._active and self.eval_frozen else set()
+
+    def next_step(self, progress: Progress) -> float:
+        bounds = (self.start, self.stop) if self.unit == "step" else ()
+        return min((bound for bound in bounds if bound is not None and bound > progress.step), default=float("inf"))
+
+    def rows(self, progress: Progress) -> list[Row]:
+        until = "" if self.stop is None else f" to {self.stop}"
+        when = f"frozen {self.unit}s {self.start}{until}" if until else f"frozen from {self.unit} {self.start}"
+        return [Row(self.title, as_patterns(self.patterns), when, sorted(self._names))]

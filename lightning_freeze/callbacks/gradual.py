@@ -1,0 +1,262 @@
+"""Staged unfreezing: the head trains first, the stages below it follow one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_freeze import plan
+from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.callbacks.session import session_of
+from lightning_freeze.context import BoundStage, Context, check_stages
+from lightning_freeze.errors import PlanError
+from lightning_freeze.groups import Slot
+from lightning_freeze.modes import FrozenView
+from lightning_freeze.plan import Moment, Progress
+from lightning_freeze.plateau import Plateau
+from lightning_freeze.policy import Binding, Row, Wants
+from lightning_freeze.stages import Stage
+
+_TRIGGERS = ("every_n_epochs", "every_n_train_steps", "at", "curve", "monitor")
+
+
+class GradualUnfreeze(FreezeCallback):
+    """Unfreeze a model stage by stage, the head first (Howard and Ruder, 2018, arXiv:1801.06146).
+
+    Give exactly one trigger; with none, a stage is unfrozen each epoch. Parameters in no stage stay frozen.
+
+    Args:
+        stages: the stages, the one to train first (the head) first: a pattern, a list of patterns or a `Stage`
+            each. "auto" discovers them, a number discovers at most that many.
+        every_n_epochs: a stage each so many epochs.
+        every_n_train_steps: a stage each so many optimizer steps (`trainer.global_step`).
+        at: the start of each stage, non-decreasing, the first 0. Integers are epochs; with any float among them
+            all are fractions of the optimizer steps of the run.
+        curve: "linear" or "cosine": stages spread over `span`.
+        span: the part of the run, as fractions, over which `curve` spreads the stages.
+        monitor: name of a logged metric. A stage ends when it has not improved for `patience` validations; the next
+            one starts with the next epoch.
+        mode: "min" or "max": which way the metric improves.
+        patience: validations without improvement that end a stage.
+        min_delta: a smaller change than this is no improvement, in units of the metric.
+        max_epochs_per_stage: with `monitor`, end a stage after so many epochs at the latest.
+        restore_best: with `monitor`, return to the best weights of a stage, and their optimizer state, when it ends.
+        warmup_steps: the k-th optimizer step after unfreezing uses min(1, k / warmup_steps) of the rate; the first
+            stage does not ramp.
+        eval_frozen: run frozen modules in eval mode: BatchNorm uses and keeps its statistics, Dropout is off.
+        verbose: print the table of stages at the start and a line at each change, on rank 0.
+
+    Raises:
+        PlanError: several triggers, or arguments that cannot work.
+        PatternError: at setup, a pattern that matches nothing.
+
+    Example:
+        >>> GradualUnfreeze(["model.fc", "model.layer4", "model.layer3"], every_n_epochs=2).title
+        'GradualUnfreeze'
+        >>> GradualUnfreeze(at=[0, 5, 3])
+        Traceback (most recent call last):
+        ...
+        lightning_freeze.errors.PlanError: GradualUnfreeze: at=[0, 5, 3] must not decrease
+    """
+
+    def __init__(
+        self,
+        stages: str | int | list[str | list[str] | Stage] = "auto",
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        at: list[int | float] | None = None,
+        curve: Literal["linear", "cosine"] | None = None,
+        span: tuple[float, float] = (0.0, 1.0),
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        max_epochs_per_stage: int | None = None,
+        restore_best: bool = False,
+        warmup_steps: int = 0,
+        eval_frozen: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        self.stages = stages
+        self.every_n_epochs = every_n_epochs
+        self.every_n_train_steps = every_n_train_steps
+        self.at = at
+        self.curve = curve
+        self.span = (float(span[0]), float(span[1])) if len(span) == 2 else span
+        self.monitor = monitor
+        self.mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self.max_epochs_per_stage = max_epochs_per_stage
+        self.restore_best = restore_best
+        self.warmup_steps = warmup_steps
+        self.eval_frozen = eval_frozen
+        self.verbose = verbose
+        self._check_arguments()
+        self._bound: list[BoundStage] = []
+        self._moments: list[Moment] = []
+        self._frozen_after: list[frozenset[str]] = []
+        self._ramps: frozenset[str] = frozenset()
+        self._started = 1
+        self._plateau = Plateau()
+
+    # ---- arguments
+
+    def _check_arguments(self) -> None:
+        owner = self.title
+        check_stages(self.stages, owner)
+        given = [name for name in _TRIGGERS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise PlanError(f"{owner}: {' and '.join(given)} are given, and a schedule has one trigger.\n  Keep one")
+        if not given:
+            self.every_n_epochs = 1
+        for name in ("every_n_epochs", "every_n_train_steps", "max_epochs_per_stage"):
+            if getattr(self, name) is not None:
+                plan.check_positive(getattr(self, name), name, owner)
+        plan.check_positive(self.patience, "patience", owner)
+        plan.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
+        plan.check_choice(self.mode, ("min", "max"), "mode", owner)
+        plan.check_span(self.span, owner)
+        if self.curve is not None:
+            plan.check_choice(self.curve, ("linear", "cosine"), "curve", owner)
+        elif self.span != (0.0, 1.0):
+            raise PlanError(f"{owner}: span={self.span} has a meaning only with curve='linear' or curve='cosine'")
+        if self.at is not None:
+            plan.check_starts(self.at, owner)
+        if self.monitor is None and (self.restore_best or self.max_epochs_per_stage is not None):
+            raise PlanError(f"{owner}: restore_best and max_epochs_per_stage have a meaning only with monitor=...")
+        if self.min_delta < 0:
+            raise PlanError(f"{owner}: min_delta must not be negative, got {self.min_delta}")
+
+    def check_run(self, run: Any) -> None:
+        if self.monitor is not None and not run.enable_validation and not run.fast_dev_run:
+            raise PlanError(
+                f"{self.title}: monitor='{self.monitor}' is checked after each validation, and this run has none.\n"
+                "  Pass a validation dataloader, or use another trigger"
+            )
+        if self.needs_run_length and run.max_epochs == -1 and run.max_steps == -1:
+            raise PlanError(
+                f"{self.title}: a schedule in fractions of the run needs to know how long the run is, and this one has "
+                "no end.\n  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
+            )
+
+    # ---- the policy
+
+    def bind(self, context: Context) -> Binding:
+        self._bound = context.stages(self.stages, self.title)
+        self._moments = self._schedule(len(self._bound))
+        frozen = frozenset(context.index.parameters)
+        self._frozen_after = []
+        for stage in self._bound:
+            frozen -= frozenset(stage.names)
+            self._frozen_after.append(frozen)
+        self._ramps = frozenset(name for stage in self._bound[1:] for name in stage.names)
+        labels = {name: stage.name for stage in self._bound for name in stage.names}
+        return Binding(labels=labels, trains=frozenset(labels))
+
+    def _schedule(self, stages: int) -> list[Moment]:
+        if self.at is not None:
+            return plan.at(self.at, stages, self.title)
+        if self.curve is not None:
+            return plan.spread(self.curve, self.span, stages)
+        if self.every_n_train_steps is not None:
+            return plan.every(self.every_n_train_steps, "step", stages)
+        return plan.every(self.every_n_epochs or 1, "epoch", stages)
+
+    @property
+    def needs_run_length(self) -> bool:
+        return self.curve is not None or (self.at is not None and any(isinstance(start, float) for start in self.at))
+
+    def wants(self, progress: Progress) -> Wants:
+        self._started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
+        restore = self._plateau.best_weights if self._plateau.stage < self._started - 1 else None
+        return Wants(self._frozen_after[self._started - 1], restore=restore)
+
+    def _count(self, progress: Progress) -> int:
+        if self.monitor is None:
+            return max(1, plan.count_started(self._moments, progress))
+        return self._plateau.started(progress.epoch, self.max_epochs_per_stage, len(self._bound))
+
+    def restored(self) -> None:
+        self._plateau.best_weights = None
+
+    def holds(self, view: FrozenView) -> set[int]:
+        return view.frozen_modules(self._frozen_after[self._started - 1]) if self.eval_frozen else set()
+
+    def next_step(self, progress: Progress) -> float:
+        if self.monitor is not None or self._started == len(self._moments):
+            return float("inf")
+        step = self._moments[self._started].step(progress.total_steps)
+        return float("inf") if step is None or self._moments[self._started].unit == "epoch" else step
+
+    # ---- warm-up
+
+    @property
+    def shapes_steps(self) -> bool:
+        return self.warmup_steps > 0
+
+    def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
+        ramp = [
+            min(1.0, (steps - slot.since + 1) / self.warmup_steps) if self._ramps.intersection(slot.names[:1]) else 1.0
+            for slot in slots
+        ]
+        return ramp if min(ramp) < 1 else None
+
+    # ---- the metric trigger
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise PlanError(
+                f"{self.title}: monitor='{self.monitor}' is not among the metrics logged by the end of validation.\n"
+                f"  Logged: {', '.join(sorted(trainer.callback_metrics)) or 'none'}\n"
+                f"  Log it in validation_step: self.log('{self.monitor}', ...)"
+            )
+        metric = torch.as_tensor(trainer.callback_metrics[self.monitor]).detach().cpu()
+        value = trainer.strategy.broadcast(metric if metric.is_floating_point() else metric.float())  # rank 0 decides
+        stage, signed = self._started - 1, value if self.mode == "min" else -value
+        if stage == len(self._bound) - 1:
+            return
+        best = self._plateau.check(signed, trainer.current_epoch, stage, self.patience, self.min_delta)
+        if best and self.restore_best:
+            self._plateau.best_weights = session_of(trainer).snapshot()
+
+    # ---- tables, checkpoints, the end
+
+    def rows(self, progress: Progress) -> list[Row]:
+        return [
+            Row(stage.name, stage.patterns, self._when(place, progress), stage.names)
+            for place, stage in enumerate(self._bound)
+        ]
+
+    def _when(self, place: int, progress: Progress) -> str:
+        if self.monitor is None or place == 0:
+            return self._moments[place].text(progress.total_steps) if self.monitor is None else "epoch 0"
+        latest = "" if self.max_epochs_per_stage is None else f" or {self.max_epochs_per_stage} epochs"
+        return f"{self.patience} checks of {self.monitor} without improvement{latest}"
+
+    def warnings(self, progress: Progress) -> list[str]:
+        missing = [stage.name for stage in self._bound[self._started :]]
+        if not missing:
+            return []
+        return [
+            f"{self.title}: the run ended before its schedule did; never unfrozen: {', '.join(missing)}.\n"
+            f"  It ended in epoch {progress.epoch} after {progress.step} optimizer steps. Train longer, or start the "
+            "stages earlier"
+        ]
+
+    @property
+    def signature(self) -> Any:
+        return [[stage.name, list(stage.patterns)] for stage in self._bound]
+
+    def state_of_run(self) -> dict[str, Any]:
+        return {"started": self._started, "plateau": self._plateau.record()}
+
+    def load_state_of_run(self, state: dict[str, Any]) -> None:
+        self._started = state.get("started", 1)
+        self._plateau = Plateau(**state.get("plateau", {}))

@@ -1,0 +1,62 @@
+"""A learning rate per layer: small at the input, large at the head."""
+
+from __future__ import annotations
+
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.callbacks.gradual import GradualUnfreeze
+from lightning_freeze.context import Context, Stages, check_stages
+from lightning_freeze.errors import PlanError
+from lightning_freeze.policy import Binding
+from lightning_freeze.rates import check_rates, rate_factors
+from lightning_freeze.stages import Stage
+
+
+class LayerwiseLR(FreezeCallback):
+    """Scale the learning rate of each stage, in optimizer groups that every LR scheduler goes on scaling.
+
+    With `decay`, stage k below the top has `lr * decay**k` (discriminative fine-tuning, Howard and Ruder, 2018,
+    arXiv:1801.06146). Factors of several callbacks multiply.
+
+    Args:
+        decay: factor from one stage to the next below it, 0 < decay <= 1.
+        multipliers: pattern -> factor, greater than 0. An explicit factor takes the place of the decay's, and a
+            later entry that of an earlier one. To multiply both, use two `LayerwiseLR`.
+        stages: None: the stages of the `GradualUnfreeze` beside it, else "auto". Otherwise as there.
+
+    Raises:
+        PlanError: neither `decay` nor `multipliers`, or values out of range.
+        PatternError: at setup, a pattern that matches nothing.
+
+    Example:
+        >>> LayerwiseLR(decay=0.5, multipliers={"model.embeddings": 0.01}).decay
+        0.5
+    """
+
+    def __init__(
+        self,
+        decay: float | None = None,
+        multipliers: dict[str, float] | None = None,
+        stages: str | int | list[str | list[str] | Stage] | None = None,
+    ) -> None:
+        if decay is None and not multipliers:
+            raise PlanError(f"{self.title}: give decay, multipliers, or both")
+        check_rates(decay, multipliers, self.title)
+        if stages is not None:
+            check_stages(stages, self.title)
+        self.decay = decay
+        self.multipliers = multipliers
+        self.stages = stages
+
+    def bind(self, context: Context) -> Binding:
+        labels, factors = rate_factors(context, self.decay, self.multipliers, self._stages(context), self.title)
+        return Binding(labels=labels, factors=factors)
+
+    def _stages(self, context: Context) -> Stages:
+        if self.stages is not None:
+            return self.stages
+        beside = [policy.stages for policy in context.policies if isinstance(policy, GradualUnfreeze)]
+        if any(stages != beside[0] for stages in beside):
+            raise PlanError(
+                f"{self.title}: several GradualUnfreeze with different stages are beside it.\n  Give it stages=..."
+            )
+        return beside[0] if beside else "auto"

@@ -1,0 +1,199 @@
+"""One fit of one Trainer: which hook reconciles when, what goes into a checkpoint, what is printed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lightning_freeze import reducer, report
+from lightning_freeze.checkpoints import guard, peek
+from lightning_freeze.context import Context, Discovered
+from lightning_freeze.errors import PlanError, ResumeError
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import Policy
+from lightning_freeze.reconcile import Change, Reconciler
+from lightning_freeze.snapshot import take
+
+if TYPE_CHECKING:
+    from lightning_freeze._lightning import LightningModule, Trainer
+
+_KEY = "lightning_freeze"  # of the checkpoint
+_ATTRIBUTE = "_lightning_freeze_session"  # of the Trainer
+
+
+def session_of(trainer: Trainer) -> Session:
+    """The session of the fit that is running, a new one if the last is over."""
+    session: Session | None = getattr(trainer, _ATTRIBUTE, None)
+    if session is None or session.over:
+        session = Session(trainer)
+        setattr(trainer, _ATTRIBUTE, session)
+    return session
+
+
+def last_session(trainer: Trainer) -> Session | None:
+    """The session of the fit that is running or was the last to run; a checkpoint can be saved after the fit."""
+    return getattr(trainer, _ATTRIBUTE, None)
+
+
+class Session:
+    """Shared by all policies of a Trainer; whichever hook comes first does the work for all of them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]  # type: ignore[attr-defined]
+        self.reconciler: Reconciler | None = None
+        self.over = False
+        self.next_step = math.inf
+        self._checked = False
+        self._discovered: Discovered = {}  # one forward for setup and fit start together
+        self._loaded: dict[str, Any] | None = None
+        self._total_steps: int | None = None
+        self._announced = False
+        self._finished = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
+
+    # ---- before training
+
+    def check(self, trainer: Trainer, model: LightningModule) -> None:
+        """At `setup`: what can be known before the model is whole.
+
+        Raises:
+            FreezeError: the strategy, the length of the run, or a name that the model does not have.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        for policy in self.policies:
+            reducer.check_strategy(trainer.strategy, policy.title)
+            policy.check_run(trainer)
+        if _is_whole(model):
+            context = Context(model, self.policies, self._discovered)
+            for policy in self.policies:
+                policy.bind(context)
+
+    def start(self, trainer: Trainer, model: LightningModule) -> None:
+        """At `on_fit_start`: optimizers exist, with everything in them; a checkpoint may wait to be loaded."""
+        if self.reconciler is not None:
+            return
+        reducer.check_optimizers(trainer.optimizers, self.policies[0].title)
+        self.reconciler = Reconciler(
+            model,
+            self.policies,
+            trainer.optimizers,
+            [config.scheduler for config in trainer.lr_scheduler_configs],
+            agree=reducer.check_agreement,
+            rebuild=lambda: reducer.rebuild(trainer.strategy),
+            discovered=self._discovered,
+        )
+        guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
+        if self._loaded is not None:
+            self._take_up(self._loaded, modes=False)
+        else:
+            self.reconciler.reconcile(Progress(trainer.current_epoch, trainer.global_step), modes=False)
+
+    def _take_up(self, record: dict[str, Any], *, modes: bool) -> None:
+        assert self.reconciler is not None
+        self.reconciler.load(record, modes=modes)
+        self.next_step = self.reconciler.next_step()
+
+    # ---- during training
+
+    def reconcile(self, trainer: Trainer, model: LightningModule) -> Change:
+        """Make everything as the policies want it now, and say what changed."""
+        self.start(trainer, model)
+        assert self.reconciler is not None
+        if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
+            self._total_steps = _run_length(trainer)
+        progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
+        change = self.reconciler.reconcile(progress)
+        self.next_step = self.reconciler.next_step()
+        if not self._announced:
+            self._announced = True
+            self._print(trainer, report.start(self.reconciler))
+        elif change:
+            self._print(trainer, report.change(self.reconciler, change))
+        return change
+
+    def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
+        return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
+
+    def _print(self, trainer: Trainer, text: str) -> None:
+        if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
+            report.show(text, trainer.progress_bar_callback)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The weights that train now, all buffers, and the optimizer state that belongs to them."""
+        assert self.reconciler is not None
+        return take(self.reconciler.index, self.reconciler.trainable, self.reconciler.optimizers)
+
+    # ---- checkpoints
+
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run needs, once for all policies."""
+        if _KEY not in checkpoint:
+            checkpoint[_KEY] = self.reconciler.record() if self.reconciler else {}
+            if self.reconciler:
+                reducer.check_record(trainer.strategy, checkpoint[_KEY])
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a checkpoint: at once in a run that has started, else when it starts.
+
+        Raises:
+            ResumeError: it was written without these callbacks, or with others.
+        """
+        if _KEY not in checkpoint:
+            raise ResumeError(
+                f"the checkpoint was written by a run without {', '.join(policy.title for policy in self.policies)}, "
+                "so its optimizer groups cannot be those of this run.\n"
+                "  Load its weights only (`load_state_dict`) and start a new fit"
+            )
+        record = checkpoint[_KEY]
+        if record and record is not self._loaded:
+            self._loaded = record
+            if self.reconciler is not None:
+                self._take_up(record, modes=bool(self.reconciler.held))
+
+    def _before_load(self, path: Any, weights_only: bool | None) -> None:
+        """Where a checkpoint is loaded after the start: be as it was, before the optimizers load their state."""
+        if not self.over:
+            self.load(peek(path, weights_only))
+
+    # ---- after training
+
+    def finish(self, trainer: Trainer) -> None:
+        """At the end of training: say what never trained."""
+        if self.reconciler is not None and trainer.is_global_zero and not (self._finished or _is_trial(trainer)):
+            self._finished = True
+            end = Progress(self.reconciler.progress.epoch, trainer.global_step)
+            for policy in self.policies:
+                for text in policy.warnings(end):
+                    warnings.warn(text, stacklevel=2)
+
+    def close(self) -> None:
+        """Put everything back, however the fit ended."""
+        if not self.over and self.reconciler is not None:
+            self.reconciler.close()
+        self.over = True
+
+
+def _is_whole(model: LightningModule) -> bool:
+    """Whether the model cannot grow any more: neither `setup` nor `configure_model` is its own."""
+    base = next(cls for cls in type(model).__mro__ if cls.__name__ == "LightningModule")
+    return all(getattr(type(model), hook, None) is getattr(base, hook, None) for hook in ("setup", "configure_model"))
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))  # it ends early by design
+
+
+def _run_length(trainer: Trainer) -> int:
+    total = trainer.estimated_stepping_batches
+    if not math.isfinite(total) or total < 0:
+        raise PlanError(
+            "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
+            "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
+        )
+    return int(total)

@@ -1,0 +1,87 @@
+"""The `lightning-freeze` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_freeze import report
+from lightning_freeze.context import Context
+from lightning_freeze.errors import FreezeError, PlanError
+from lightning_freeze.stages import discover_stages
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0 on success; 2 on a user error, with the message on stderr and no traceback."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        print(options.command(options))
+    except FreezeError as error:
+        print(f"lightning-freeze: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-freeze", description="See what freezing would do.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    stages = commands.add_parser("stages", help="list the stages discovered in a model")
+    stages.add_argument("model", help="torchvision:resnet50, timm:NAME, or pkg.mod:factory")
+    stages.add_argument("--input", metavar="SHAPE", help="shape of an input, such as 1x3x224x224: order by execution")
+    stages.add_argument("--max-stages", type=int, metavar="N", help="merge neighbours to at most N stages")
+    stages.set_defaults(command=_stages)
+    return parser
+
+
+def _stages(options: argparse.Namespace) -> str:
+    model = load_model(options.model)
+    example = None if options.input is None else torch.zeros(_shape(options.input))
+    stages = discover_stages(model, example, options.max_stages)
+    bound = Context(model).stages(stages, "stages") if stages else []
+    return report.stages(Context(model), bound)
+
+
+def _shape(text: str) -> list[int]:
+    parts = text.replace(",", "x").split("x")
+    if not all(part.strip().isdigit() for part in parts):
+        raise PlanError(f"--input {text} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224")
+    return [int(part) for part in parts]
+
+
+def load_model(name: str) -> nn.Module:
+    """Make a model from `torchvision:NAME`, `timm:NAME` or `pkg.mod:factory`, without pretrained weights.
+
+    Raises:
+        PlanError: nothing can be imported under that name, or it makes no module.
+    """
+    package, colon, factory = name.partition(":")
+    if not colon or not factory:
+        raise PlanError(f"model '{name}' is not of the form torchvision:resnet50, timm:NAME or pkg.mod:factory")
+    try:
+        model = _factory(package, factory)()
+    except FreezeError:
+        raise
+    except Exception as error:  # whatever a user's factory raises is a user error here
+        raise PlanError(f"model '{name}' cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"model '{name}' makes a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _factory(package: str, factory: str) -> Callable[[], Any]:
+    if package == "torchvision":
+        get_model = import_module("torchvision.models").get_model
+        return lambda: get_model(factory, weights=None)
+    if package == "timm":
+        create_model = import_module("timm").create_model
+        return lambda: create_model(factory, pretrained=False)
+    sys.path.insert(0, "")  # as `python -m` does: a user's module beside the command
+    found: Callable[[], Any] = getattr(import_module(package), factory)
+    return found

@@ -1,0 +1,144 @@
+"""Freezing in a plain training loop, without a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lightning_freeze.context import Context
+from lightning_freeze.errors import PlanError
+from lightning_freeze.modes import FrozenView, hold, release
+from lightning_freeze.rates import rate_factors
+from lightning_freeze.selection import ModelIndex, Patterns, select_names
+
+
+def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list[str]:
+    """Stop the selected parameters from training, and return their names.
+
+    Their gradient is removed, so that an optimizer that still holds them skips them: with a zero gradient left in
+    place, momentum and weight decay would go on moving them.
+
+    Args:
+        model: any module.
+        patterns: what to freeze (see `select`).
+        eval_mode: keep modules whose parameters are all frozen in eval mode, whoever calls `train()`, until `unfreeze`.
+
+    Raises:
+        PatternError: a pattern matches nothing; nothing is frozen then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+        >>> freeze(model, ["*", "!2"])
+        ['0.weight', '0.bias', '1.weight', '1.bias']
+        >>> [layer.training for layer in model.train()]
+        [False, False, True]
+    """
+    index = ModelIndex(model)
+    names = select_names(index, patterns, "freeze")
+    for name in names:
+        index.parameters[name].requires_grad_(False)
+        index.parameters[name].grad = None
+    if eval_mode:
+        for place in _view(index).frozen_modules(frozenset(names)):
+            hold(index.spans[place].module)
+    return names
+
+
+def unfreeze(model: nn.Module, patterns: Patterns) -> list[str]:
+    """Let the selected parameters train again, and return their names. Modules that `freeze` holds are released.
+
+    Raises:
+        PatternError: a pattern matches nothing; nothing is unfrozen then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> _ = freeze(model, "*")
+        >>> unfreeze(model, "1")
+        ['1.weight', '1.bias']
+    """
+    index = ModelIndex(model)
+    names = select_names(index, patterns, "unfreeze")
+    for name in names:
+        index.parameters[name].requires_grad_(True)
+    frozen = _view(index).frozen_modules(frozenset(index.parameters))
+    for place, span in enumerate(index.spans):
+        if place not in frozen:
+            release(span.module)
+    return names
+
+
+def _view(index: ModelIndex) -> FrozenView:
+    return FrozenView(index, frozenset(name for name, parameter in index.parameters.items() if parameter.requires_grad))
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    decay: float | None = None,
+    multipliers: dict[str, float] | None = None,
+    weight_decay: float = 0.0,
+    no_decay: tuple[str, ...] | list[str] = ("bias", "norm"),
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: a rate per stage, and no weight decay where it does harm. Head first.
+
+    Args:
+        model: any module; all of its parameters that require a gradient are in one group each.
+        lr: the rate of the top stage.
+        decay: the rate of stage k below the top is `lr * decay**k`; stages as `discover_stages` finds them.
+        multipliers: pattern -> factor greater than 0, in place of the decay's; a later entry wins.
+        weight_decay: for all parameters but those of `no_decay`.
+        no_decay: "bias" (parameters called so), "norm" (parameters of one dimension that are no bias, and all of
+            normalisation layers), or patterns.
+
+    Returns:
+        Groups with "params", "lr", "weight_decay" and "name", for any torch optimizer.
+
+    Raises:
+        PlanError: a value out of range.
+        PatternError: a pattern matches nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+        >>> for group in param_groups(model, lr=0.1, decay=0.5, weight_decay=0.01):
+        ...     print(group["name"], group["lr"], group["weight_decay"], len(group["params"]))
+        2 0.1 0.01 1
+        2/no_decay 0.1 0.0 1
+        0 0.05 0.01 1
+        0/no_decay 0.05 0.0 3
+    """
+    if lr <= 0 or weight_decay < 0:
+        raise PlanError(
+            f"param_groups: lr must be greater than 0 and weight_decay at least 0, got {lr} and {weight_decay}"
+        )
+    context = Context(model)
+    labels, factors = rate_factors(context, decay, multipliers, "auto", "param_groups")
+    bare = _without_decay(context.index, no_decay) if weight_decay else set()
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    order = {stage.name: place for place, stage in enumerate(context.stages("auto", "param_groups"))} if decay else {}
+    for name in sorted(context.index.parameters, key=lambda name: order.get(labels.get(name, ""), 0)):
+        parameter = context.index.parameters[name]
+        if parameter.requires_grad:
+            key = (labels.get(name, "rest"), factors.get(name, 1.0), name in bare)
+            title = key[0] + ("/no_decay" if key[2] else "")
+            options = {"lr": lr * key[1], "weight_decay": 0.0 if key[2] else weight_decay, "name": title}
+            groups.setdefault(key, {"params": [], **options})["params"].append(parameter)
+    return list(groups.values())
+
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
+
+
+def _without_decay(index: ModelIndex, no_decay: tuple[str, ...] | list[str]) -> set[str]:
+    found: set[str] = set()
+    for word in no_decay:
+        if word == "bias":
+            found.update(name for name in index.parameters if name.rpartition(".")[2].endswith("bias"))
+        elif word == "norm":
+            found.update(
+                name for span in index.spans if isinstance(span.module, _NORMS) for name in index.under(span.name)
+            )
+            found.update(name for name, parameter in index.parameters.items() if parameter.dim() == 1)
+        else:
+            found.update(select_names(index, word, "param_groups no_decay"))
+    return found

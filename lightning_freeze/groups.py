@@ -1,0 +1,359 @@
+"""Optimizer groups in constant slots, so that no scheduler ever sees a group come or go.
+
+Each group of the user is split once, at the start of a fit, into slots: one for each stage and rate factor
+found in it. Number and order of the slots stay the same for the whole fit; freezing empties a slot's `params`,
+unfreezing fills it again. Schedulers keep per-group lists (`base_lrs`, ...): they are re-indexed at the split.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from lightning_freeze.errors import OptimizerError, ResumeError
+from lightning_freeze.policy import Placement
+from lightning_freeze.schedulers import check_lists, reindex, scaled, schedulers_of
+from lightning_freeze.sharding import cut_like
+
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_scaled: WeakSet[Optimizer] = WeakSet()  # a second fit with the same optimizer would scale its rates twice
+
+
+# The optimizer state of a parameter that left, and for state on the host, the device of each of its tensors before.
+Aside = tuple[dict[str, Any], list[str | None] | None]
+
+
+@dataclass
+class Slot:
+    """One group of the optimizer for the whole fit.
+
+    Attributes:
+        name: unique within the optimizer; the stage's name where that is enough.
+        label: the stage, or "" for parameters of none.
+        factor: what the rates of the user's group were multiplied with.
+        origin: index of the user's group that it was split from.
+        names: its parameters, in the order of the user's group, trainable or not.
+        since: optimizer steps done when a parameter last came into the slot while it was empty.
+    """
+
+    name: str
+    label: str
+    factor: float
+    origin: int
+    names: list[str]
+    since: int = 0
+
+
+class SlottedOptimizer:
+    """An optimizer whose groups have been split into slots.
+
+    Args:
+        optimizer: any optimizer that takes parameter groups. It is changed in place.
+        schedulers: the schedulers of the run; those of other optimizers are left alone.
+        name_of: parameter -> its name in the model, None for one that is not the model's.
+        labels: parameter name -> stage.
+        factors: parameter name -> factor of the rate.
+
+    Raises:
+        OptimizerError: the optimizer takes one group only or was scaled by an earlier fit, or a scheduler's per-group
+            list has another length.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedulers: Sequence[Any],
+        name_of: Callable[[Tensor], str | None],
+        labels: Mapping[str, str],
+        factors: Mapping[str, float],
+    ) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise OptimizerError(
+                "LBFGS takes a single parameter group, so stages and rates per layer are not possible with it.\n"
+                "  Use another optimizer, or remove the lightning_freeze callbacks"
+            )
+        if optimizer in _scaled:
+            raise OptimizerError(
+                f"configure_optimizers returned the {type(optimizer).__name__} of an earlier fit, whose rates are "
+                "scaled per stage already.\n  Make a new optimizer in configure_optimizers"
+            )
+        self.optimizer = optimizer
+        self.steps = 0  # optimizer steps so far; counted by a StepShaper, where there is one
+        self.slots: list[Slot] = []
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._aside: dict[str, Aside] = {}
+        self._fills_at_construction = bool(optimizer.state)  # Adagrad: step() expects the state to be there
+        self._given_names: dict[str, str] = {}
+        self._split(schedulers, name_of, labels, factors)
+        self._slot_of = {name: place for place, slot in enumerate(self.slots) for name in slot.names}
+        self._present = set(self._slot_of)
+        if any(slot.factor != 1 for slot in self.slots):
+            _scaled.add(optimizer)
+        for name in self.parameters:  # those that joined were not there at construction
+            self._fill(name)
+
+    # ---- the split, once
+
+    def _split(
+        self,
+        schedulers: Sequence[Any],
+        name_of: Callable[[Tensor], str | None],
+        labels: Mapping[str, str],
+        factors: Mapping[str, float],
+    ) -> None:
+        old = list(self.optimizer.param_groups)
+        new: list[dict[str, Any]] = []
+        for origin, group in enumerate(old):
+            for (label, factor), names in self._parts(origin, group, name_of, labels, factors).items():
+                self.slots.append(Slot("", label, factor, origin, names))
+                new.append(self._group(group, factor, names))
+        mine = schedulers_of(self.optimizer, schedulers)
+        check_lists(mine, len(old))
+        if len(new) > len(old) or any(slot.label for slot in self.slots):
+            _name_slots(self.slots, [group.get("name") for group in old])
+            for slot, group in zip(self.slots, new, strict=True):
+                group["name"] = slot.name
+        else:
+            for slot in self.slots:
+                slot.name = str(old[slot.origin].get("name", f"group {slot.origin}"))
+        self.optimizer.param_groups[:] = new  # in place: wrappers of the optimizer hold on to this list
+        reindex(mine, [slot.origin for slot in self.slots], [slot.factor for slot in self.slots])
+
+    def _parts(
+        self,
+        origin: int,
+        group: Mapping[str, Any],
+        name_of: Callable[[Tensor], str | None],
+        labels: Mapping[str, str],
+        factors: Mapping[str, float],
+    ) -> dict[tuple[str, float], list[str]]:
+        parts: dict[tuple[str, float], list[str]] = {}
+        for place, parameter in enumerate(group["params"]):
+            name = name_of(parameter)
+            if name is None:
+                name = f"parameter {place} of group {origin}, not of the model"
+            self.parameters[name] = parameter
+            if "param_names" in group:
+                self._given_names[name] = group["param_names"][place]
+            parts.setdefault((labels.get(name, ""), factors.get(name, 1.0)), []).append(name)
+        return parts or {("", 1.0): []}
+
+    def _group(self, group: Mapping[str, Any], factor: float, names: Sequence[str]) -> dict[str, Any]:
+        copied = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        copied.update({key: scaled(copied[key], factor) for key in _RATES if copied.get(key) is not None})
+        return {"params": [], **copied} | self._members(names, "param_names" in group)
+
+    def _members(self, names: Sequence[str], named: bool) -> dict[str, Any]:
+        members: dict[str, Any] = {"params": [self.parameters[name] for name in names]}
+        return members | ({"param_names": [self._given_names[name] for name in names]} if named else {})
+
+    # ---- filling and emptying, at every change
+
+    def refill(self, coming: Collection[str], leaving: Mapping[str, Placement]) -> list[Slot]:
+        """Let parameters in and out of their slots, and return the slots that changed.
+
+        Args:
+            coming: names of parameters that train from now on.
+            leaving: names of those that stop -> where their state goes.
+        """
+        # in the order given, alike on all ranks: torch goes through `optimizer.state` in its order to gather it
+        out, into = ([name for name in names if name in self._slot_of] for names in (leaving, coming))
+        if self.optimizer.state:
+            for name in out:
+                self._set_aside(name, leaving[name])
+        self._present.difference_update(out)
+        self._present.update(into)
+        touched = sorted(set(map(self._slot_of.__getitem__, [*out, *into])))
+        for place in touched:
+            slot, group = self.slots[place], self.optimizer.param_groups[place]
+            if not group["params"]:
+                slot.since = self.steps
+            names = [name for name in slot.names if name in self._present]
+            group.update(self._members(names, "param_names" in group))
+        if self._aside or self._fills_at_construction:
+            for name in into:
+                self._bring_back(name)
+        return [self.slots[place] for place in touched]
+
+    def _set_aside(self, name: str, placement: Placement) -> None:
+        state = self.optimizer.state.pop(self.parameters[name], None)
+        if state and placement != "drop":
+            self._aside[name] = (state, None) if placement == "keep" else _to_host(state)
+
+    def _bring_back(self, name: str) -> None:
+        parameter = self.parameters[name]
+        if (entry := self._aside.pop(name, None)) is not None:
+            self.optimizer.state[parameter] = _from_host(*entry, parameter.device)
+        else:
+            self._fill(name)
+
+    def _fill(self, name: str) -> None:
+        """Give a parameter the state that this optimizer makes at construction and expects in every step."""
+        parameter = self.parameters[name]
+        if self._fills_at_construction and parameter not in self.optimizer.state:
+            fresh = type(self.optimizer)([parameter], **self.optimizer.defaults)
+            self.optimizer.state[parameter] = fresh.state[parameter]
+
+    # ---- checkpoints
+
+    @contextmanager
+    def no_empty_slots(self) -> Iterator[None]:
+        """Fill empty slots with their frozen parameters: torch's distributed state dicts take no empty group."""
+        steps = self.steps
+        empty = [place for place, group in enumerate(self.optimizer.param_groups) if not group["params"]]
+        self._enter(empty, lambda place: self.slots[place].names)
+        try:
+            yield
+        finally:
+            self._enter(empty, lambda place: [])  # by place: loading makes a new list of groups
+            self.steps = steps  # torch steps an optimizer that has no state yet, with zeros, to see what it is like
+
+    def _enter(self, places: Sequence[int], names: Callable[[int], Sequence[str]]) -> None:
+        for place in places:
+            group = self.optimizer.param_groups[place]
+            group.update(self._members(names(place), "param_names" in group))
+
+    def record(self) -> dict[str, Any]:
+        """Everything a checkpoint needs beside the optimizer's own state_dict: plain types and tensors."""
+        return {
+            "slots": [{"name": slot.name, "names": list(slot.names), "since": slot.since} for slot in self.slots],
+            "aside": {name: _aside_record(*self._aside[name]) for name in sorted(self._aside)},  # alike on all ranks
+            "steps": self.steps,
+        }
+
+    def check_record(self, record: Mapping[str, Any], which: str) -> None:
+        """Refuse the record of an optimizer that was split in another way.
+
+        Raises:
+            ResumeError: slots differ in number, name or members; the message shows both.
+        """
+        saved = [(entry["name"], list(entry["names"])) for entry in record["slots"]]
+        mine = [(slot.name, slot.names) for slot in self.slots]
+        if saved != mine:
+            raise ResumeError(
+                f"the groups of {which} ({type(self.optimizer).__name__}) are not those of the checkpoint.\n"
+                f"  Checkpoint: {_summary(saved)}\n  This run:   {_summary(mine)}\n"
+                "  Resume with the callbacks, model and optimizer that wrote the checkpoint, or start a new run "
+                "from its weights only"
+            )
+
+    def load_record(self, record: Mapping[str, Any]) -> None:
+        """Take up the record of a checkpoint; the optimizer's own state is loaded by whoever loads checkpoints."""
+        self._aside = {}
+        for name, entry in record["aside"].items():
+            parameter = self.parameters[name]
+            state = tree_map_only(Tensor, partial(cut_like, parameter=parameter), entry["state"])
+            devices = entry["devices"]
+            on_device = _from_host(state, devices, parameter.device), None
+            self._aside[name] = (_to_host(state)[0], devices) if entry["on_host"] else on_device
+        self.steps = int(record["steps"])
+        for slot, entry in zip(self.slots, record["slots"], strict=True):
+            slot.since = int(entry["since"])
+
+
+def _devices(state: Mapping[str, Any]) -> list[str | None]:
+    return [leaf.device.type if isinstance(leaf, Tensor) else None for leaf in tree_flatten(state)[0]]
+
+
+def _to_host(state: dict[str, Any]) -> Aside:
+    return tree_map_only(Tensor, Tensor.cpu, state), _devices(state)
+
+
+def _from_host(state: dict[str, Any], devices: list[str | None] | None, device: torch.device) -> dict[str, Any]:
+    """State on the device of its parameter again, but counters that were on the host all the time."""
+    if devices is None:
+        return state
+    leaves, spec = tree_flatten(state)
+    moved = [
+        leaf if before is None else leaf.to("cpu" if before == "cpu" else device)
+        for leaf, before in zip(leaves, devices, strict=True)
+    ]
+    return tree_unflatten(moved, spec)  # type: ignore[no-any-return]
+
+
+def _aside_record(state: dict[str, Any], devices: list[str | None] | None) -> dict[str, Any]:
+    return {"state": state, "devices": devices or _devices(state), "on_host": devices is not None}
+
+
+def _summary(slots: Sequence[tuple[str, list[str]]]) -> str:
+    return ", ".join(f"{name} ({len(names)} parameters)" for name, names in slots)
+
+
+def _name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
+    """Unique names: the stage's, with the user's group and the factor added only where they are needed."""
+    several = len({slot.origin for slot in slots}) > 1
+    for slot in slots:
+        own = given[slot.origin] or (f"pg{slot.origin + 1}" if several else None)
+        shared = sum(other.label == slot.label for other in slots) > 1
+        parts = [slot.label or (None if own else "rest"), own if shared or not slot.label else None]
+        slot.name = "/".join(str(part) for part in parts if part)
+    for name in {slot.name for slot in slots}:
+        same = [slot for slot in slots if slot.name == name]
+        if len(same) > 1:
+            for slot in same:
+                slot.name = f"{name}/x{slot.factor:g}"
+    for place, slot in enumerate(slots):
+        if any(slot.name == other.name for other in slots[:place]):
+            slot.name = f"{slot.name}/{place}"
+
+
+def join(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -> None:
+    """Put a parameter that was in no optimizer into a group, before the split.
+
+    Raises:
+        OptimizerError: the optimizer does not take it, as Muon takes matrices only.
+    """
+    try:
+        type(optimizer)([parameter], **optimizer.defaults)
+    except ValueError as error:
+        raise OptimizerError(
+            f"'{name}' is to be trained but is in no optimizer, and {type(optimizer).__name__}, in which its siblings "
+            f"are, refuses it: {error}.\n  Add it to another optimizer in configure_optimizers, or freeze it "
+            "(requires_grad_(False)) before the fit"
+        ) from None
+    except TypeError:  # a class with another constructor: nothing to ask
+        pass
+    target = optimizer.param_groups[group]
+    target["params"].append(parameter)
+    if "param_names" in target:
+        target["param_names"].append(name)
+
+
+def home_of(name: str, homes: Mapping[str, tuple[int, int]], ndims: Mapping[str, int]) -> tuple[int, int]:
+    """The (optimizer, group) that a parameter in no optimizer joins: the one its nearest siblings are in.
+
+    Siblings are the parameters under the same module, then under the module around it, and so on; where these are
+    in several groups, those with as many dimensions decide (weights and biases often go separate ways).
+
+    Args:
+        name: the parameter.
+        homes: parameter -> (optimizer, group) of all that are in one.
+        ndims: parameter -> number of dimensions, of all.
+
+    Raises:
+        OptimizerError: no sibling is in an optimizer, or they are in several groups.
+    """
+    prefix = name
+    while homes:
+        prefix = prefix.rpartition(".")[0]
+        siblings = [other for other in homes if not prefix or other.startswith(f"{prefix}.")]
+        for near in (siblings, [other for other in siblings if (ndims[other] > 1) == (ndims[name] > 1)]):
+            found = {homes[other] for other in near}
+            if len(found) == 1:
+                return found.pop()
+        if siblings or not prefix:
+            break
+    raise OptimizerError(
+        f"'{name}' is to be trained but is in no optimizer, and it is not clear which group it should join: "
+        f"its siblings are in {len(set(homes.values()))} groups.\n  Add it to an optimizer in configure_optimizers"
+    )

@@ -1,0 +1,69 @@
+"""When a metric has stopped improving: the rule of EarlyStopping, started afresh at each stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Plateau:
+    """What a metric trigger has seen. A trigger in epoch k acts at the start of epoch k + 1.
+
+    Attributes:
+        ends: for each finished stage in order, the epoch in which its trigger fired.
+        stage: the stage that `best` and `wait` belong to.
+        best: the best value of that stage, smaller is better.
+        wait: checks since then.
+        best_weights: a snapshot of the weights of that check, where one was asked for.
+    """
+
+    ends: dict[int, int] = field(default_factory=dict)
+    stage: int = 0
+    best: float = math.inf
+    wait: int = 0
+    best_weights: dict[str, Any] | None = None
+
+    def started(self, epoch: int, max_epochs: int | None, stages: int) -> int:
+        """How many stages have started by `epoch`.
+
+        Args:
+            epoch: zero-based.
+            max_epochs: a stage ends after so many epochs at the latest.
+            stages: how many there are.
+        """
+        start = 0
+        for stage in range(stages - 1):
+            ends = [self.ends[stage] + 1] if stage in self.ends else []
+            ends += [start + max_epochs] if max_epochs is not None else []
+            if not ends or min(ends) > epoch:
+                return stage + 1
+            start = min(ends)
+        return stages
+
+    def check(self, value: Tensor, epoch: int, stage: int, patience: int, min_delta: float) -> bool:
+        """Take in one value, smaller is better, and say whether it is the best of its stage so far.
+
+        Arithmetic is in the precision of the value, as EarlyStopping's is: 0.9 improves on 1.0 by 0.1, not by more.
+        """
+        if stage in self.ends:  # this stage is over; the next one starts with the next epoch
+            return False
+        if stage != self.stage:
+            self.stage, self.best, self.wait, self.best_weights = stage, math.inf, 0, None
+        if value + min_delta < torch.tensor(self.best, dtype=value.dtype):
+            self.best, self.wait = value.item(), 0
+            return True
+        self.wait += 1
+        if self.wait >= patience:
+            self.ends[stage] = epoch
+        return False
+
+    def record(self) -> dict[str, Any]:
+        """The fields as plain types and tensors."""
+        return {"ends": dict(self.ends)} | {
+            name: getattr(self, name) for name in ("stage", "best", "wait", "best_weights")
+        }

@@ -1,0 +1,141 @@
+"""What a policy may say. A policy declares, `reconcile` makes it so: no policy mutates a model or an optimizer.
+
+A policy is bound to a model once per fit (names become concrete, wrong ones raise) and is then asked, at any
+moment of the run, what it wants. Its answers depend only on what it was bound to, on the progress of the run
+and on its `state`, so that asking twice changes nothing and a resumed run gets the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_freeze.plan import Progress
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from lightning_freeze.context import Context
+    from lightning_freeze.groups import Slot
+    from lightning_freeze.modes import FrozenView
+
+Placement = Literal["keep", "drop", "cpu"]
+PLACEMENTS: tuple[Placement, ...] = ("keep", "cpu", "drop")  # where policies differ, the first of these wins
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What of a policy stays the same for a whole fit.
+
+    Attributes:
+        labels: parameter -> the stage it belongs to; parameters of one label share a slot of the optimizer.
+        factors: parameter -> factor of its learning rate; factors of several policies multiply.
+        trains: parameters that the policy will unfreeze at some time, so they have to be in an optimizer.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+    trains: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a policy wants now.
+
+    Attributes:
+        frozen: parameters that must not train.
+        optimizer_state: where the optimizer state of parameters that leave goes.
+        restore: a snapshot to bring back before anything else changes; `Policy.restored` hears when it is done.
+    """
+
+    frozen: frozenset[str] = frozenset()
+    optimizer_state: Placement = "keep"
+    restore: Mapping[str, Any] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table at the start: what a policy will do, to what, and when."""
+
+    name: str
+    patterns: Sequence[str]
+    when: str
+    names: Sequence[str]
+    keeps_frozen: bool = False
+
+
+class Policy:
+    """A declaration of what should train, how fast, and in which mode. Subclasses override what they need."""
+
+    @property
+    def title(self) -> str:
+        """The name that tables and errors use for this policy."""
+        return type(self).__name__
+
+    def check_run(self, run: Any) -> None:
+        """Refuse a run in which this policy cannot work, before the model is looked at.
+
+        Args:
+            run: the Lightning Trainer.
+
+        Raises:
+            PlanError: it cannot.
+        """
+
+    def bind(self, context: Context) -> Binding:
+        """Resolve names against the model.
+
+        Raises:
+            FreezeError: a pattern matches nothing, or the arguments do not fit the model.
+        """
+        return Binding()
+
+    def wants(self, progress: Progress) -> Wants:
+        """What to freeze now."""
+        return Wants()
+
+    def restored(self) -> None:
+        """The snapshot of `wants` has been brought back; do not ask for it again."""
+
+    def holds(self, view: FrozenView) -> set[int]:
+        """The modules to run in eval mode, given what trains now: places in `view.index.spans`."""
+        return set()
+
+    @property
+    def needs_run_length(self) -> bool:
+        """Whether `wants` depends on the number of optimizer steps of the whole run."""
+        return False
+
+    @property
+    def shapes_steps(self) -> bool:
+        """Whether `step_factors` is to be asked around each optimizer step."""
+        return False
+
+    def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
+        """Factors of the rates of the slots for the step about to happen, after `steps` earlier ones; None: all 1."""
+        return None
+
+    def next_step(self, progress: Progress) -> float:
+        """The optimizer step at which the answer of `wants` may change within an epoch; infinity if at none."""
+        return float("inf")
+
+    def rows(self, progress: Progress) -> list[Row]:
+        """Lines of the table at the start."""
+        return []
+
+    def warnings(self, progress: Progress) -> list[str]:
+        """What to say when the fit ends at `progress`, for example stages that never trained."""
+        return []
+
+    @property
+    def signature(self) -> Any:
+        """What a checkpoint must agree on to be resumed, as plain data; None when nothing needs to."""
+        return None
+
+    def state_of_run(self) -> dict[str, Any]:
+        """What cannot be recomputed from the progress, as plain types."""
+        return {}
+
+    def load_state_of_run(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint; an empty one is the start of a run."""

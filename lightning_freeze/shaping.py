@@ -1,0 +1,81 @@
+"""Learning rates that differ during a step only: warm-up and adaptive factors.
+
+A factor written to `group["lr"]` for longer would be read back by every recursive scheduler and grow into the
+schedule. So the rates are multiplied just before the update and put back right after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_freeze.groups import Slot, SlottedOptimizer
+
+StepFactors = Callable[[Optimizer, Sequence[Slot], int], Sequence[Any]]
+
+
+class StepShaper:
+    """Multiplies the rates of an optimizer's slots during each step, and counts the steps.
+
+    The closure of a step, in which Lightning runs `training_step`, sees the plain rates. When the update itself
+    raises, the rates are put back before the next step, or by `close`.
+
+    Args:
+        slotted: the optimizer.
+        factors: (optimizer, slots, earlier steps) -> one factor per slot.
+    """
+
+    def __init__(self, slotted: SlottedOptimizer, factors: StepFactors) -> None:
+        self._slotted = slotted
+        self._factors = factors
+        self._plain: list[Any] | None = None
+        optimizer = slotted.optimizer
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _before(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._put_back()  # after a step that raised; in a step inside a step the same rates come again
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._scale()
+            return None
+
+        def then_scale() -> Any:
+            loss = closure()
+            self._scale()
+            return loss
+
+        others = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (args[0], then_scale, *args[2:]), others
+
+    def _scale(self) -> None:
+        if self._plain is not None:  # an optimizer that calls its closure twice
+            return
+        groups = self._slotted.optimizer.param_groups
+        factors = self._factors(self._slotted.optimizer, self._slotted.slots, self._slotted.steps)
+        self._plain = [group["lr"] for group in groups]
+        for group, factor in zip(groups, factors, strict=True):
+            if isinstance(factor, Tensor) or factor != 1:
+                group["lr"] = group["lr"] * factor
+
+    def _put_back(self) -> None:
+        if self._plain is not None:
+            for group, rate in zip(self._slotted.optimizer.param_groups, self._plain, strict=True):
+                group["lr"] = rate
+            self._plain = None
+
+    def _after(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._plain is not None:  # only once where a subclass's step calls that of its base, which has hooks too
+            self._put_back()
+            self._slotted.steps += 1
+
+    def close(self) -> None:
+        """Put the rates back and leave the optimizer alone."""
+        self._put_back()
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,55 @@
+"""What only a GPU can show: NCCL, SyncBatchNorm (torch has none for the CPU), state moved between host and device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ddp_worker import Net, gradual
+from helpers import trainer
+from torch import nn
+
+from lightning_freeze import BatchNormEval, FreezeLayers
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+GPUS = torch.cuda.device_count()
+DATA = torch.utils.data.TensorDataset(torch.randn(64, 6), torch.randint(0, 3, (64,)))
+
+
+@pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")
+def test_state_on_the_host_comes_back_to_the_device() -> None:
+    model = Net()
+    running = trainer([FreezeLayers("model.3", 1, 2, optimizer_state="cpu")], 3, accelerator="gpu")
+    running.fit(model, torch.utils.data.DataLoader(DATA, batch_size=16))
+    state = running.optimizers[0].state[model.model[3].weight]
+    assert state["exp_avg"].device == model.model[3].weight.device
+    assert int(state["step"]) == 8  # two epochs of four steps
+
+
+@pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")
+def test_sync_batchnorm_put_in_after_setup_is_held_and_stage_names_stay() -> None:
+    model = Net()
+    callbacks = [*gradual(), BatchNormEval(when="frozen")]
+    running = trainer(callbacks, 3, accelerator="gpu", strategy="ddp", sync_batchnorm=True)
+    before = model.model[1].running_mean.clone()
+    running.fit(model, torch.utils.data.DataLoader(DATA, batch_size=16))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert isinstance(model.model[1], nn.BatchNorm1d)  # Lightning puts the plain layers back
+    assert not torch.equal(before, model.model[1].running_mean.cpu())
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("case", ["plain", "metric", "PowerSGD", "sync_batchnorm"])
+def test_replicas_on_two_gpus_stay_equal(case: str, tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("ddp_worker.py")
+    environment = {**os.environ, "ACCELERATOR": "gpu"}
+    done = subprocess.run([sys.executable, str(worker), str(tmp_path), case], env=environment, timeout=400, check=False)
+    assert done.returncode == 0
+    report = json.loads((tmp_path / f"{case}.json").read_text())
+    assert set(report["apart"]) == {0.0}
+    assert report["reduced"] == report["trainable"]
