@@ -55,7 +55,12 @@ CASES: dict[str, Any] = {
 }
 
 
-def main(folder: str, processes: str, case: str, mode: str) -> None:
+def main(folder: str, processes: str, mode: str, *cases: str) -> None:
+    for case in cases:
+        train(folder, processes, mode, case)
+
+
+def train(folder: str, processes: str, mode: str, case: str) -> None:
     place = Path(folder) / (case if mode != "whole" else f"{case}-whole")
     keeper = pl.callbacks.ModelCheckpoint(
         place, filename="{step}", save_top_k=-1, every_n_train_steps=3, save_last=True

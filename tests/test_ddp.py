@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import launch
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
 HOOKS = ["fp16 hook", "PowerSGD"]
 CASES = ["plain", "rates", "refreeze", "steps", "metric", "best", "unused", "views", "static", "bf16", "manual", "many"]
 CASES += HOOKS
 
 
-def launch(folder: Path, *cases: str) -> None:
-    """Lightning starts the second process itself, as it does for a user's script."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(folder), *cases]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ddp")
-    launch(folder, *CASES, "lightning's own", "disagreement")
+    launch("ddp_worker.py", folder, *CASES, "lightning's own", "disagreement")
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     return found | {path.stem: path.read_text() for path in folder.glob("*.txt")}
 
@@ -54,7 +43,7 @@ def test_a_communication_hook_goes_on_and_sees_only_what_trains(case: str, repor
 
 
 def test_four_processes_stay_equal_under_a_metric_trigger(tmp_path: Path) -> None:
-    launch(tmp_path, "four")
+    launch("ddp_worker.py", tmp_path, "four")
     report = json.loads((tmp_path / "four.json").read_text())
     assert set(report["apart"]) == {0.0}
     assert report["reduced"] == report["trainable"]
@@ -82,5 +71,5 @@ def test_ranks_that_disagree_say_so_on_every_rank_instead_of_hanging(reports: An
 
 
 def test_forked_processes_train_as_launched_ones_do(tmp_path: Path, reports: Any) -> None:
-    launch(tmp_path, "fork")
+    launch("ddp_worker.py", tmp_path, "fork")
     assert json.loads((tmp_path / "fork.json").read_text())["weights"] == reports["plain"]["weights"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -186,15 +184,6 @@ class TestTensorHash:
 
 
 PINNED = 16036694298135239206
-
-
-@pytest.fixture
-def gloo() -> Iterator[None]:
-    """A process group of this process alone."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def net() -> nn.Sequential:

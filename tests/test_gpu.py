@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ddp_worker import Net, gradual
 from helpers import trainer
+from processes import launch
 from torch import nn
 
 from lightning_freeze import BatchNormEval, FreezeLayers
@@ -46,10 +44,7 @@ def test_sync_batchnorm_put_in_after_setup_is_held_and_stage_names_stay() -> Non
 @pytest.mark.skipif(GPUS < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("case", ["plain", "metric", "PowerSGD", "sync_batchnorm"])
 def test_replicas_on_two_gpus_stay_equal(case: str, tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("ddp_worker.py")
-    environment = {**os.environ, "ACCELERATOR": "gpu"}
-    done = subprocess.run([sys.executable, str(worker), str(tmp_path), case], env=environment, timeout=400, check=False)
-    assert done.returncode == 0
+    launch("ddp_worker.py", tmp_path, case, ACCELERATOR="gpu")
     report = json.loads((tmp_path / f"{case}.json").read_text())
     assert set(report["apart"]) == {0.0}
     assert report["reduced"] == report["trainable"]

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import launch
 from test_resume import differences
 
-WORKER = Path(__file__).with_name("relaunch_worker.py")
+CASES = ["metric", "mixed"]
 
 
-def launch(folder: Path, processes: int, case: str, mode: str) -> Any:
-    command = [sys.executable, str(WORKER), str(folder), str(processes), case, mode]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert (done.returncode == 0) == (mode != "killed"), done.stderr[-3000:]
-    return None if mode == "killed" else torch.load(folder / f"{case}-{mode}-{processes}.pt")
+def run(folder: Path, processes: int, mode: str, *cases: str) -> dict[str, Any]:
+    """What each case found; cases of one mode run one after the other in the same processes, if they survive."""
+    launch("relaunch_worker.py", folder, processes, mode, *cases, killed=mode == "killed")
+    return {} if mode == "killed" else {case: torch.load(folder / f"{case}-{mode}-{processes}.pt") for case in cases}
 
 
-@pytest.mark.parametrize("case", ["metric", "mixed"])
-def test_a_killed_job_launched_again_ends_as_if_never_killed(case: str, tmp_path: Path) -> None:
-    whole = launch(tmp_path, 2, case, "whole")
-    launch(tmp_path, 2, case, "killed")
-    resumed = launch(tmp_path, 2, case, "resumed")
-    assert resumed["trainable"][0][0] == 10  # it goes on from step 9, within the third epoch
-    assert resumed["trainable"] == whole["trainable"][9:]
-    assert not differences(whole["end"], resumed["end"])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the killed jobs left behind."""
+    folder = tmp_path_factory.mktemp("relaunch") / "killed"
+    for case in CASES:
+        run(folder, 2, "killed", case)
+    return folder
 
 
-def test_another_number_of_processes_takes_up_the_same_state(tmp_path: Path) -> None:
-    launch(tmp_path, 2, "mixed", "killed")
-    shutil.copytree(tmp_path, tmp_path / "copy")
-    two, one = launch(tmp_path, 2, "mixed", "resumed"), launch(tmp_path / "copy", 1, "mixed", "resumed")
-    assert not differences(two["begun"], one["begun"])
-    assert two["trainable"] == one["trainable"]
-    shutil.copytree(tmp_path / "copy", tmp_path / "back")  # what one process wrote, by two again
-    back, again = launch(tmp_path / "back", 2, "mixed", "resumed"), launch(tmp_path / "copy", 1, "mixed", "resumed")
+@pytest.fixture(scope="module")
+def resumed(killed: Path) -> dict[str, Any]:
+    return run(shutil.copytree(killed, killed.with_name("two")), 2, "resumed", *CASES)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("whole"), 2, "whole", *CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_job_launched_again_ends_as_if_never_killed(case: str, whole: Any, resumed: Any) -> None:
+    assert resumed[case]["trainable"][0][0] == 10  # it goes on from step 9, within the third epoch
+    assert resumed[case]["trainable"] == whole[case]["trainable"][9:]
+    assert not differences(whole[case]["end"], resumed[case]["end"])
+
+
+def test_another_number_of_processes_takes_up_the_same_state(killed: Path, resumed: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(killed, tmp_path / "one")
+    one = run(folder, 1, "resumed", "mixed")["mixed"]
+    assert not differences(resumed["mixed"]["begun"], one["begun"])
+    assert resumed["mixed"]["trainable"] == one["trainable"]
+    again = run(shutil.copytree(folder, tmp_path / "again"), 1, "resumed", "mixed")["mixed"]
+    back = run(shutil.copytree(folder, tmp_path / "back"), 2, "resumed", "mixed")["mixed"]  # what one process wrote
     assert not differences(back["begun"], again["begun"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -144,15 +142,6 @@ class TestWrappers:
 
     def test_a_child_that_is_merely_called_module_keeps_its_name(self) -> None:
         assert select(nn.ModuleDict({"module": nn.Linear(1, 1)}), "module") == ["module.weight", "module.bias"]
-
-
-@pytest.fixture
-def gloo() -> Iterator[None]:
-    """A process group of this process alone."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 class TestErrors:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import launch
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
 CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", "host", "construction", "best"]
 
 
@@ -20,10 +17,7 @@ CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     for processes, cases in (("2", CASES), ("1", ["refreeze", "rates, one file", "host", "best"])):
-        command = [sys.executable, str(WORKER), str(folder), processes, *cases]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        launch("sharded_worker.py", folder, processes, *cases)
     return folder
 
 

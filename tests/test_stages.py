@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -637,15 +636,6 @@ class TestWrappers:
         assert stages_in(nn.parallel.DistributedDataParallel(plain), torch.rand(1, 3, 32, 32)) == expected
         assert stages_in(model, torch.rand(1, 3, 32, 32)) == expected
         assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
-
-
-@pytest.fixture
-def gloo() -> Iterator[None]:
-    """A process group of this process alone."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 class TestStage:
