@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,3 @@ def train(folder: str, processes: str, mode: str, case: str) -> None:
     if trainer.is_global_zero:
         found = {"begun": start.begun, "trainable": start.trainable, "end": everything(trainer)}
         torch.save(found, Path(folder, f"{case}-{mode}-{processes}.pt"))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -188,6 +187,7 @@ def resume(case: str, paths: list[Path], processes: str) -> tuple[list[Any], dic
 
 
 def main(folder: str, processes: str, *cases: str) -> None:
+    os.environ["PROCESSES"] = processes
     for case in cases:
         place = Path(folder, case)
         if place.exists():  # another number of processes wrote it
@@ -202,8 +202,3 @@ def main(folder: str, processes: str, *cases: str) -> None:
         report = {"broken": broken, "apart": apart, "trainable": saver.trainable, "checkpoints": len(saver.paths)}
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, f"{case}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    os.environ["PROCESSES"] = sys.argv[2]
-    main(*sys.argv[1:])

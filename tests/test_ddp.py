@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import launch
+from processes import launch, run_ranks
 
 HOOKS = ["fp16 hook", "PowerSGD"]
 CASES = ["plain", "rates", "refreeze", "steps", "metric", "best", "unused", "views", "static", "bf16", "manual", "many"]
@@ -43,7 +43,7 @@ def test_a_communication_hook_goes_on_and_sees_only_what_trains(case: str, repor
 
 
 def test_four_processes_stay_equal_under_a_metric_trigger(tmp_path: Path) -> None:
-    launch("ddp_worker.py", tmp_path, "four")
+    run_ranks("ddp_worker.py", tmp_path, "four", ranks=4)
     report = json.loads((tmp_path / "four.json").read_text())
     assert set(report["apart"]) == {0.0}
     assert report["reduced"] == report["trainable"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import launch
+from processes import run_ranks
 from test_resume import differences
 
 CASES = ["metric", "mixed"]
@@ -16,7 +16,7 @@ CASES = ["metric", "mixed"]
 
 def run(folder: Path, processes: int, mode: str, *cases: str) -> dict[str, Any]:
     """What each case found; cases of one mode run one after the other in the same processes, if they survive."""
-    launch("relaunch_worker.py", folder, processes, mode, *cases, killed=mode == "killed")
+    run_ranks("relaunch_worker.py", folder, processes, mode, *cases, ranks=processes, killed=mode == "killed")
     return {} if mode == "killed" else {case: torch.load(folder / f"{case}-{mode}-{processes}.pt") for case in cases}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import launch
+from processes import run_ranks
 
 CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", "host", "construction", "best"]
 
@@ -16,8 +16,8 @@ CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    for processes, cases in (("2", CASES), ("1", ["refreeze", "rates, one file", "host", "best"])):
-        launch("sharded_worker.py", folder, processes, *cases)
+    for processes, cases in ((2, CASES), (1, ["refreeze", "rates, one file", "host", "best"])):
+        run_ranks("sharded_worker.py", folder, processes, *cases, ranks=processes, timeout=400)
     return folder
 
 
