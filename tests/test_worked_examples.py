@@ -1,0 +1,56 @@
+"""The worked examples of examples/, shortened: each prints what it shows, and its YAML runs under LightningCLI."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import middle_layer
+import pytest
+from lightning.pytorch.cli import LightningCLI
+
+EXAMPLES = Path(middle_layer.__file__).parent
+SHORT = [
+    "--trainer.limit_train_batches=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _lightning_advises_at_length() -> None:
+    warnings.simplefilter("ignore")
+
+
+def run_yaml(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> LightningCLI:
+    """`python examples/NAME.py fit --config examples/NAME.yaml` in this process."""
+    config = str(EXAMPLES / f"{name}.yaml")
+    monkeypatch.chdir(EXAMPLES)
+    with mock.patch("sys.argv", [f"{name}.py", "fit", "--config", config, *SHORT, *options]):
+        return LightningCLI(save_config_callback=None)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_yaml_lies_beside_its_script(path: Path) -> None:
+    script = path.with_suffix(".py")
+    assert f"{path.stem}.yaml" in script.read_text()
+
+
+class TestMiddleLayer:
+    def test_no_grad_stops_the_layer_before_as_well_and_freezing_does_not(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = middle_layer.main(epochs=1)
+        under_no_grad, by_flag, by_callback = found.values()
+        assert under_no_grad["first"] == under_no_grad["middle"] == by_flag["middle"] == by_callback["middle"] == 0
+        assert under_no_grad["last"] > 0
+        assert by_flag == by_callback
+        assert by_flag["first"] > 0
+        assert "0, exactly" in capsys.readouterr().out
+
+    def test_the_yaml_freezes_it_for_four_epochs(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_yaml("middle_layer", monkeypatch)
+        assert "epoch 4, step 8: unfrozen 2 parameters (middle.weight to middle.bias)" in capsys.readouterr().out
