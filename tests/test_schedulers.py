@@ -172,6 +172,21 @@ def test_two_schedulers_of_one_optimizer_both_scale_the_slots() -> None:
     assert with_us.seen == [pytest.approx([0.25 * rate, 0.5 * rate, rate], rel=1e-12) for (rate,) in without.seen]
 
 
+def test_a_scheduler_that_the_module_keeps_to_itself_scales_the_slots() -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = SGD(self.parameters(), lr=0.1)
+            self.schedule = LambdaLR(optimizer, lambda step: 0.5**step)
+            return optimizer
+
+        def on_train_epoch_end(self) -> None:
+            self.schedule.step()
+
+    rates = Spy("on_train_batch_end", lambda trainer, _: [group["lr"] for group in trainer.optimizers[0].param_groups])
+    fit(Own(), [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5), rates], steps=1)
+    assert rates.seen == [[0.025 * 0.5**epoch, 0.05 * 0.5**epoch, 0.1 * 0.5**epoch] for epoch in range(3)]
+
+
 # ---- warm-up: the rate during a step
 
 

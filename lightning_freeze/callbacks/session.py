@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from lightning_freeze import reducer, report
 from lightning_freeze.checkpoints import guard, peek
 from lightning_freeze.context import Context, Discovered
@@ -82,7 +84,7 @@ class Session:
             model,
             self.policies,
             trainer.optimizers,
-            [config.scheduler for config in trainer.lr_scheduler_configs],
+            _schedulers(trainer, model),
             agree=reducer.check_agreement,
             rebuild=lambda: reducer.rebuild(trainer.strategy),
             discovered=self._discovered,
@@ -177,6 +179,12 @@ class Session:
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
         self.over = True
+
+
+def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
+    """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
+    returned = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return returned + [value for value in vars(model).values() if isinstance(value, LRScheduler)]
 
 
 def _is_whole(model: LightningModule) -> bool:
