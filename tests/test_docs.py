@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import write_api
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -54,3 +55,7 @@ def test_the_readme_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text()
     for page in PAGES:
         assert f"(examples/docs/{page.name})" in readme, page
+
+
+def test_the_api_page_is_that_of_the_docstrings() -> None:
+    assert write_api.PAGE.read_text() == write_api.page(), "run python examples/write_api.py"
