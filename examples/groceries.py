@@ -16,7 +16,7 @@ import lightning as L
 import pyarrow.parquet as parquet
 import torch
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -148,7 +148,7 @@ class GroceryNet(L.LightningModule):
         self.test_accuracy(self(images), labels)
         self.log("test_accuracy", self.test_accuracy)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
