@@ -3,6 +3,7 @@
 from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
 from lightning_freeze.callbacks.freeze_audit import FreezeAudit
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
+from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
 from lightning_freeze.errors import (
@@ -26,6 +27,7 @@ __all__ = [
     "FreezeAudit",
     "FreezeError",
     "FreezeLayers",
+    "FreezeMonitor",
     "FreezeViolation",
     "GradualUnfreeze",
     "LayerwiseLR",
