@@ -57,13 +57,15 @@ def draw(timeline: Timeline, path: str | Path) -> None:
 def _stages(figure: Any, top: Any, below: Any, timeline: Timeline) -> None:
     from matplotlib.colors import LogNorm
 
-    rates = [rate for sample in timeline.samples for rate in sample.rates if rate > 0]
+    rates = [rate for sample in timeline.samples for rate in sample.rates if rate]
     low, high = min(rates, default=1e-3), max(rates, default=1e-3)
     low = max(low, high * 1e-4)  # a cosine that ends near zero would leave no colours for the rest
     low, high = (low / 1.5, high * 1.5) if high / low < 1.01 else (low, high)
     times = [sample.time for sample in timeline.samples] + [timeline.end]
-    values = [[sample.rates[row] or float("nan") for sample in timeline.samples] for row in range(len(timeline.stages))]
-    shown = [[value if value != value else max(value, low) for value in row] for row in values]
+    shown = [
+        [float("nan") if (rate := sample.rates[row]) is None else max(rate, low) for sample in timeline.samples]
+        for row in range(len(timeline.stages))
+    ]
     edges = [row - 0.5 for row in range(len(timeline.stages) + 1)]
     top.set_facecolor(_FROZEN)
     mesh = top.pcolormesh(times, edges, shown, cmap="viridis", norm=LogNorm(low, high), rasterized=True)
@@ -82,7 +84,7 @@ def _unfreezings(top: Any, timeline: Timeline) -> None:
     for row in range(len(timeline.stages)):
         before = False
         for place, sample in enumerate(timeline.samples):
-            trains = sample.rates[row] > 0
+            trains = sample.rates[row] is not None
             if trains != before and place > 0:
                 marks[">" if trains else "X"].append((sample.time, row))
             before = trains

@@ -17,14 +17,14 @@ class Sample:
     Attributes:
         time: in epochs, with the part of an epoch that is over.
         step: optimizer steps done.
-        rates: learning rate of each stage; 0 while it is frozen.
+        rates: learning rate of each stage; None while it is frozen.
         trainable: parameters that train.
         change: whether something was unfrozen or frozen here.
     """
 
     time: float
     step: int
-    rates: list[float]
+    rates: list[float | None]
     trainable: int
     change: bool = False
 
@@ -103,12 +103,12 @@ def stage_names(run: Reconciler) -> list[str]:
     return list(stage_members(run))
 
 
-def stage_rates(run: Reconciler, *, upcoming: bool = False) -> dict[str, float]:
-    """Stage -> learning rate of the last or the next step, the largest of its slots; 0 while it is frozen."""
-    rates = dict.fromkeys(stage_names(run), 0.0)
+def stage_rates(run: Reconciler, *, upcoming: bool = False) -> dict[str, float | None]:
+    """Stage -> learning rate of the last or the next step, the largest of its slots; None while it is frozen."""
+    rates: dict[str, float | None] = dict.fromkeys(stage_names(run))
     for slotted, used in zip(run.optimizers, run.rates(upcoming=upcoming), strict=True):
         for slot, group, rate in zip(slotted.slots, slotted.optimizer.param_groups, used, strict=True):
             label = slot.label or "rest"
             if group["params"] and label in rates:
-                rates[label] = max(rates[label], rate)
+                rates[label] = max(rates[label] or 0.0, rate)
     return rates

@@ -137,7 +137,7 @@ class FreezeMonitor(FreezeCallback):
         rates = stage_rates(run)
         values: dict[str, float] = {
             "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
-            "freeze/unfrozen_stages": float(sum(rate > 0 for rate in rates.values())),
+            "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),
         }
         norms = dict.fromkeys(self._members, 0.0)
         if self._norms:
@@ -146,7 +146,7 @@ class FreezeMonitor(FreezeCallback):
         self._norms = {}
         for stage in self._members:
             name = _UNFIT.sub("_", stage)
-            values |= {f"freeze/lr/{name}": rates[stage], f"freeze/grad_norm/{name}": norms[stage]}
+            values |= {f"freeze/lr/{name}": rates[stage] or 0.0, f"freeze/grad_norm/{name}": norms[stage]}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
