@@ -152,9 +152,7 @@ def _cause_of_buffer(index: ModelIndex, name: str, wrong: Collection[str], other
     return "it was written by hand, or by the module's own forward"
 
 
-def group_violations(
-    index: ModelIndex, trainable: Collection[str], optimizers: Sequence[Optimizer]
-) -> list[Violation]:
+def group_violations(index: ModelIndex, trainable: Collection[str], optimizers: Sequence[Optimizer]) -> list[Violation]:
     """Trainable parameters that are not in exactly one group, and frozen ones that are in any."""
     places: dict[str, list[str]] = {}
     for number, optimizer in enumerate(optimizers):

@@ -23,6 +23,8 @@ import yaml
 from lightning_freeze._lightning import PACKAGES
 from lightning_freeze.errors import FreezeError, PlanError
 
+__all__ = ["PACKAGES", "Built", "as_user_error", "build", "undisturbed"]
+
 Adjust = Callable[[Any], None]
 
 
@@ -71,7 +73,7 @@ def build(
     arguments = [*arguments, "fit", *overrides] if nested else ["fit", *arguments, *overrides]
     named = [text.get("fit", text) if isinstance(text.get("fit", text), dict) else text for text in texts]
     of = f"config {', '.join(map(str, files))}"
-    with _as_user_error(of):
+    with as_user_error(of):
         classes = [_imported(model, "--model"), _imported(data, "--data")]
         package = _package(classes, named)
         cli = import_module(f"{package}.cli")
@@ -81,7 +83,7 @@ def build(
             "classes itself, LightningCLI(Model, Data).\n  Say which they are: --model pkg.mod:Model, and --data "
             "pkg.mod:Data if there is one"
         )
-    with _as_user_error(of):
+    with as_user_error(of):
         chosen = import_module(package).Trainer if trainer_class is None else trainer_class(import_module(package))
         run = _builder(cli.LightningCLI, adjust)(
             *classes, trainer_class=chosen, args=arguments, save_config_callback=None, seed_everything_default=False,
@@ -148,7 +150,7 @@ def _imported(name: str | None, option: str) -> Any:
 
 
 @contextmanager
-def _as_user_error(of: str) -> Iterator[None]:
+def as_user_error(of: str) -> Iterator[None]:
     """Turn whatever the parser or the user's code raises into one message."""
     try:
         yield

@@ -111,7 +111,7 @@ def _metric(below: Any, timeline: Timeline) -> None:
     times = [sample.time for sample in timeline.samples] + [timeline.end]
     if not timeline.values:
         below.stairs(share, times, fill=True, color="#90a4ae")
-        below.set_ylabel("% of the\nparameters train")
+        below.set_ylabel("% trainable")
         below.set_ylim(0, 105)
     else:
         below.plot(*zip(*timeline.values, strict=True), color="#37474f", marker="o", markersize=3, linewidth=1.3)

@@ -108,7 +108,9 @@ class FreezeAudit(FreezeCallback):
         self._audit(trainer, f"the end of training, step {trainer.global_step}")
         if self._watch is not None and self.verbose and trainer.is_global_zero:
             frozen = len(self._watch.hashes)
-            print(f"{self.title}: {self.audits} audits, {frozen} frozen tensors at the last, {self.seconds:.2f} s in all")
+            print(
+                f"{self.title}: {self.audits} audits, {frozen} frozen tensors at the last, {self.seconds:.2f} s in all"
+            )
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -134,7 +136,7 @@ class FreezeAudit(FreezeCallback):
         text = f"{self.title}: {message(violations, when)}"
         if self.on_violation == "raise":
             raise FreezeViolation(
-                f"{text}\n  To see all of them without stopping: on_violation='warn'. What is written by design: ignore=[...]"
+                f"{text}\n  Written by design, as a momentum teacher is? Name it: ignore=[...]. To go on: on_violation='warn'"
             )
         if trainer.is_global_zero:
             warnings.warn(text, stacklevel=2)
