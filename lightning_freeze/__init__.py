@@ -1,7 +1,9 @@
 """Lightning callbacks for fine-tuning: staged unfreezing, per-layer learning rates, BatchNorm in eval mode."""
 
 from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
+from lightning_freeze.callbacks.freeze_audit import FreezeAudit
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
+from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
 from lightning_freeze.errors import (
@@ -22,8 +24,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormEval",
+    "FreezeAudit",
     "FreezeError",
     "FreezeLayers",
+    "FreezeMonitor",
     "FreezeViolation",
     "GradualUnfreeze",
     "LayerwiseLR",

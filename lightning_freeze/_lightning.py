@@ -11,13 +11,13 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_NAMES = ("lightning.pytorch", "pytorch_lightning")
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _packages() -> list[Any]:
-    imported = [name for name in _NAMES if name in sys.modules]
+    imported = [name for name in PACKAGES if name in sys.modules]
     found = []
-    for name in imported if len(imported) == 1 else _NAMES:
+    for name in imported if len(imported) == 1 else PACKAGES:
         with suppress(ModuleNotFoundError):
             found.append(import_module(name))
     if not found:
@@ -31,4 +31,4 @@ else:
     Callback = type("Callback", tuple(package.Callback for package in _packages()), {"__module__": __name__})
     LightningModule = Trainer = Any  # for annotations only
 
-__all__ = ["Callback", "LightningModule", "Trainer"]
+__all__ = ["PACKAGES", "Callback", "LightningModule", "Trainer"]

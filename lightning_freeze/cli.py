@@ -20,7 +20,10 @@ from lightning_freeze.stages import discover_stages
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0 on success; 2 on a user error, with the message on stderr and no traceback."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _preview:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     try:
         print(options.command(options))
     except FreezeError as error:
@@ -37,6 +40,18 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument("--input", metavar="SHAPE", help="shape of an input, such as 1x3x224x224: order by execution")
     stages.add_argument("--max-stages", type=int, metavar="N", help="merge neighbours to at most N stages")
     stages.set_defaults(command=_stages)
+    preview = commands.add_parser(
+        "preview",
+        help="what the fit of a LightningCLI config would do, without training",
+        description="Simulate the fit of a LightningCLI config. Further options, such as --trainer.max_epochs=3, "
+        "override those of the config.",
+    )
+    preview.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
+    preview.add_argument("--plot", metavar="FILE", help="write a PNG, SVG or PDF: stages by time, coloured by rate")
+    preview.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
+    preview.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
+    preview.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches of an epoch: the data is not asked")
+    preview.set_defaults(command=_preview)
     return parser
 
 
@@ -46,6 +61,22 @@ def _stages(options: argparse.Namespace) -> str:
     stages = discover_stages(model, example, options.max_stages)
     bound = Context(model).stages(stages, "stages") if stages else []
     return report.stages(Context(model), bound)
+
+
+def _preview(options: argparse.Namespace) -> str:
+    from lightning_freeze import plot, preview_report  # they need what `stages` does not
+    from lightning_freeze.preview import preview
+
+    if options.plot is not None:
+        plot.check_path(options.plot, "preview")
+    if options.steps_per_epoch is not None and options.steps_per_epoch < 1:
+        raise PlanError(f"--steps-per-epoch must be at least 1, got {options.steps_per_epoch}")
+    found = preview(
+        options.config, options.rest, model=options.model, data=options.data, steps_per_epoch=options.steps_per_epoch
+    )
+    if options.plot is not None:
+        plot.draw(found.timeline, options.plot)
+    return preview_report.text(found)
 
 
 def _shape(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -128,10 +128,15 @@ def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True
         >>> [name for name in after if after[name] != before[name]]
         ['running_mean', 'running_var', 'num_batches_tracked']
     """
-    tensors = _selected(ModelIndex(model), patterns, buffers)
+    tensors = select_tensors(ModelIndex(model), patterns, "fingerprint", buffers)
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise PlanError(f"fingerprint: '{name}' is on the meta device and has no values to hash")
+    return hashes_of(tensors)
+
+
+def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> unsigned hash; one reduction per tensor on its device, and one copy to the host per device."""
     hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
     found: dict[str, int] = {}
     for device in {value.device for value in hashes.values()}:
@@ -140,7 +145,8 @@ def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True
     return {name: found[name] % (1 << 64) for name in tensors}
 
 
-def _selected(index: ModelIndex, patterns: Patterns, buffers: bool) -> dict[str, Tensor]:
+def select_tensors(index: ModelIndex, patterns: Patterns, owner: str, buffers: bool = True) -> dict[str, Tensor]:
+    """Name -> parameter or buffer that the patterns select; `owner` opens the error message."""
     tensors: dict[str, Tensor] = {**index.parameters, **(index.buffers if buffers else {})}
     names = {id(tensor): name for name, tensor in tensors.items()}
     leaves = dict(index.leaves)
@@ -153,5 +159,5 @@ def _selected(index: ModelIndex, patterns: Patterns, buffers: bool) -> dict[str,
                 for depth in range(1, len(parts)):
                     containers[".".join(parts[:depth])].append(names[id(buffer)])
     of = f"the {len(tensors)} parameters and buffers of {index.model_name}"
-    chosen = resolve(patterns, leaves, containers, "fingerprint", of)
+    chosen = resolve(patterns, leaves, containers, owner, of)
     return {name: tensor for name, tensor in tensors.items() if name in chosen}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_freeze.context import Context
     from lightning_freeze.groups import Slot
     from lightning_freeze.modes import FrozenView
+    from lightning_freeze.reconcile import Change, Reconciler
 
 Placement = Literal["keep", "drop", "cpu"]
 PLACEMENTS: tuple[Placement, ...] = ("keep", "cpu", "drop")  # where policies differ, the first of these wins
@@ -101,6 +102,9 @@ class Policy:
     def holds(self, view: FrozenView) -> set[int]:
         """The modules to run in eval mode, given what trains now: places in `view.index.spans`."""
         return set()
+
+    def changed(self, run: Reconciler, done: Change) -> None:
+        """Hear what a call of `reconcile` did, after it did anything; for policies that watch, not decide."""
 
     @property
     def needs_run_length(self) -> bool:

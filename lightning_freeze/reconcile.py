@@ -21,7 +21,7 @@ from lightning_freeze.plan import Progress
 from lightning_freeze.policy import PLACEMENTS, Binding, Placement, Policy, Wants
 from lightning_freeze.selection import ModelIndex
 from lightning_freeze.shaping import StepShaper
-from lightning_freeze.sharding import gathered, is_sharded, reshard
+from lightning_freeze.sharding import gathered, is_sharded, is_sharded_tensor, reshard
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Change:
         reducer: whether the DDP wrapper was built anew.
         held: modules put in eval mode.
         released: modules given their mode back.
+        restored: names of parameters and buffers that a snapshot was written to.
     """
 
     unfrozen: tuple[str, ...] = ()
@@ -43,9 +44,11 @@ class Change:
     reducer: bool = False
     held: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.unfrozen or self.frozen or self.slots or self.reducer or self.held or self.released)
+        changed = self.unfrozen or self.frozen or self.slots or self.reducer or self.held or self.released
+        return bool(changed or self.restored)
 
 
 class Reconciler:
@@ -138,11 +141,13 @@ class Reconciler:
         """
         wants = [policy.wants(progress) for policy in self.policies]
         self.progress = progress
+        restored: tuple[str, ...] = ()
         for policy, want in zip(self.policies, wants, strict=True):
             if want.restore is not None:
                 snapshot.bring_back(want.restore, self.index, self.optimizers)
                 reshard(self._sharded)
                 policy.restored()
+                restored += (*want.restore["parameters"], *want.restore["buffers"])
         trainable = self.trainable
         if wants != self.wants:
             trainable = self._all_trainable.difference(*(want.frozen for want in wants))
@@ -160,7 +165,11 @@ class Reconciler:
             reducer = self._rebuild()
         self.wants = wants
         held, released = self._modes() if modes else ((), ())
-        return Change(unfrozen, frozen, slots, reducer, held, released)
+        done = Change(unfrozen, frozen, slots, reducer, held, released, restored)
+        if done:
+            for policy in self.policies:
+                policy.changed(self, done)
+        return done
 
     def _in_order(self, names: frozenset[str]) -> tuple[str, ...]:
         if 8 * len(names) > len(self._order):
@@ -217,6 +226,30 @@ class Reconciler:
             hold(spans[place].module)
         self.held = wanted
         return tuple([spans[place].name for place in fresh]), tuple([spans[place].name for place in released])
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold parts of the parameters, so that bits differ among them."""
+        sharded = any(is_sharded_tensor(parameter) for parameter in self.index.parameters.values())
+        return sharded or bool(self._sharded)
+
+    def rates(self, *, upcoming: bool = False) -> list[list[float]]:
+        """The learning rate of each slot of each optimizer, with the factors of a warm-up or an adaptive rate.
+
+        Args:
+            upcoming: of the step that comes next, in place of the last step's. Before the first step the plain rates
+                stand in for its.
+        """
+        found = []
+        for place, slotted in enumerate(self.optimizers):
+            rates = [group["lr"] for group in slotted.optimizer.param_groups]
+            if self._shapers and upcoming:
+                factors = self._step_factors(slotted.optimizer, slotted.slots, slotted.steps)
+                rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+            elif self._shapers:
+                rates = self._shapers[place].used or rates
+            found.append([float(rate) for rate in rates])
+        return found
 
     def next_step(self) -> float:
         """The optimizer step at which to reconcile next, if it lies within an epoch."""

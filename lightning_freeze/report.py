@@ -47,7 +47,7 @@ def start(run: Reconciler) -> str:
         table.add_row(*_cells(run, Row(*_name_of_rest(run), rest)))
     table.add_section()
     table.add_row(*_cells(run, Row("all", (), "", list(run.index.parameters))))
-    return "\n".join([_render(table), *_remarks(run)])
+    return "\n".join([render(table), *_remarks(run)])
 
 
 def _rest(run: Reconciler, rows: Sequence[Row]) -> list[str]:
@@ -71,7 +71,7 @@ def stages(context: Context, bound: Sequence[BoundStage]) -> str:
         )
         patterns = "" if stage.patterns == (stage.name,) else "\n".join(stage.patterns)
         table.add_row(stage.name, patterns, f"{size:,}", f"{size / total:.1%}", str(norms or "-"))
-    return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{_render(table)}"
+    return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{render(table)}"
 
 
 def _name_of_rest(run: Reconciler) -> tuple[str, tuple[str, ...], str]:
@@ -108,10 +108,11 @@ def _rates(run: Reconciler, names: Collection[str]) -> tuple[str, str]:
         if wanted.intersection(slot.names)
     ]
     rates, factors = sorted({rate for rate, _ in found}), sorted({factor for _, factor in found})
-    return _span(rates, ".2e"), _span(factors, ".3g")
+    return span(rates, ".2e"), span(factors, ".3g")
 
 
-def _span(values: Sequence[float], form: str) -> str:
+def span(values: Sequence[float], form: str) -> str:
+    """One value, or the first and the last of several, in order."""
     if not values:
         return "-"
     return format(values[0], form) if len(values) == 1 else f"{values[0]:{form}} to {values[-1]:{form}}"
@@ -180,7 +181,17 @@ def _places(run: Reconciler, names: Sequence[str]) -> str:
     return f"{len(names)} parameters ({names[0]}" + (f" to {names[-1]})" if len(names) > 1 else ")")
 
 
-def _render(table: Table) -> str:
+def render(table: Table) -> str:
+    """A table as text without trailing spaces."""
     out = StringIO()
     Console(file=out, width=max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+
+def size(count: float) -> str:
+    """Bytes with a unit: 1.5 MB is 1,500,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

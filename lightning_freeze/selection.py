@@ -53,6 +53,7 @@ class ModelIndex:
         aliases: every name of every parameter -> its canonical name.
         entries: canonical name of each parameter slot in pre-order, tied parameters at each place.
         spans: every module in pre-order with the range of `entries` under it.
+        buffer_places: name of each buffer -> the module that has it, and its name there; a shared one once.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +62,7 @@ class ModelIndex:
         self.aliases: dict[str, str] = {}
         self.entries: list[str] = []
         self.spans: list[ModuleSpan] = []
-        self._buffer_places: dict[str, tuple[nn.Module, str]] = {}
+        self.buffer_places: dict[str, tuple[nn.Module, str]] = {}
         self._canonical: dict[int, str] = {}
         self._seen_buffers: set[int] = set()
         self._walk(model, "")
@@ -75,7 +76,7 @@ class ModelIndex:
         for leaf, buffer in module._buffers.items():
             if buffer is not None and id(buffer) not in self._seen_buffers:
                 self._seen_buffers.add(id(buffer))
-                self._buffer_places[f"{prefix}.{leaf}" if prefix else leaf] = module, leaf
+                self.buffer_places[f"{prefix}.{leaf}" if prefix else leaf] = module, leaf
         for attribute, child in module._modules.items():
             if child is not None:
                 self._walk(child, _child_name(module, prefix, attribute))
@@ -96,7 +97,7 @@ class ModelIndex:
         """Name -> buffer, in `named_buffers()` order, a shared buffer once; as they are now, since code that assigns
         to a buffer puts another tensor in its place.
         """
-        found = {name: dict(module._buffers.items()).get(leaf) for name, (module, leaf) in self._buffer_places.items()}
+        found = {name: dict(module._buffers.items()).get(leaf) for name, (module, leaf) in self.buffer_places.items()}
         return {name: buffer for name, buffer in found.items() if buffer is not None}
 
     @cached_property

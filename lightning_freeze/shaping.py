@@ -32,6 +32,7 @@ class StepShaper:
         self._slotted = slotted
         self._factors = factors
         self._plain: list[Any] | None = None
+        self.used: list[Any] = []  # the rates of the last step, one per slot
         optimizer = slotted.optimizer
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -62,6 +63,7 @@ class StepShaper:
         for group, factor in zip(groups, factors, strict=True):
             if isinstance(factor, Tensor) or factor != 1:
                 group["lr"] = group["lr"] * factor
+        self.used = [group["lr"] for group in groups]
 
     def _put_back(self) -> None:
         if self._plain is not None:

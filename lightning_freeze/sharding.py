@@ -47,6 +47,11 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
+def is_sharded_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    return isinstance(tensor, DTensor)
+
+
 def reshard(modules: Iterable[nn.Module]) -> None:
     """Let FSDP2 take its parameters up again, with the values and flags they have now.
 

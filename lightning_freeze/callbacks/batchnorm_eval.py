@@ -23,6 +23,7 @@ class BatchNormEval(FreezeCallback):
         patterns: which of them (see `select`); a layer without affine parameters goes by its module name.
         when: "always", or "frozen": while the layer's parameters (without any: the module it lies in) are frozen.
         affine: "train" leaves weight and bias as they are, "freeze" freezes them for the whole run.
+        verbose: print the table at the start and a line at each change, on rank 0.
 
     Raises:
         PlanError: arguments that cannot work.
@@ -39,6 +40,7 @@ class BatchNormEval(FreezeCallback):
         when: Literal["always", "frozen"] = "always",
         affine: Literal["train", "freeze"] = "train",
         memory_efficient: bool = False,
+        verbose: bool = True,
     ) -> None:
         plan.check_choice(when, ("always", "frozen"), "when", self.title)
         plan.check_choice(affine, ("train", "freeze"), "affine", self.title)
@@ -50,6 +52,7 @@ class BatchNormEval(FreezeCallback):
         self.when = when
         self.affine = affine
         self.memory_efficient = memory_efficient
+        self.verbose = verbose
         self._layers: frozenset[int] = frozenset()
         self._wants = Wants()
 

@@ -25,6 +25,7 @@ class FreezeLayers(FreezeCallback):
         eval_frozen: run modules that are frozen by this in eval mode.
         optimizer_state: what becomes of momenta and the like on freezing: "keep" them on the device, "cpu" moves
             them to host memory, "drop" forgets them.
+        verbose: print the table at the start and a line at each change, on rank 0.
 
     Raises:
         PlanError: arguments that cannot work.
@@ -43,6 +44,7 @@ class FreezeLayers(FreezeCallback):
         unit: Literal["epoch", "step"] = "epoch",
         eval_frozen: bool = True,
         optimizer_state: Literal["keep", "drop", "cpu"] = "keep",
+        verbose: bool = True,
     ) -> None:
         if not as_patterns(patterns):
             raise PlanError(f"{self.title}: patterns is empty.\n  Name at least one parameter or module")
@@ -59,6 +61,7 @@ class FreezeLayers(FreezeCallback):
         self.unit = unit
         self.eval_frozen = eval_frozen
         self.optimizer_state = optimizer_state
+        self.verbose = verbose
         self._names: frozenset[str] = frozenset()
         self._wants = self._wants_nothing = Wants()
         self._active = False

@@ -107,7 +107,7 @@ class Session:
         self.start(trainer, model)
         assert self.reconciler is not None
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
-            self._total_steps = _run_length(trainer)
+            self._total_steps = self.run_length(trainer)
         progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
         change = self.reconciler.reconcile(progress)
         self.next_step = self.reconciler.next_step()
@@ -117,6 +117,21 @@ class Session:
         elif change:
             self._print(trainer, report.change(self.reconciler, change))
         return change
+
+    @staticmethod
+    def run_length(trainer: Trainer) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            PlanError: it has no end.
+        """
+        total = trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 0:
+            raise PlanError(
+                "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
+                "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
+            )
+        return int(total)
 
     def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
@@ -195,13 +210,3 @@ def _is_whole(model: LightningModule) -> bool:
 
 def _is_trial(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))  # it ends early by design
-
-
-def _run_length(trainer: Trainer) -> int:
-    total = trainer.estimated_stepping_batches
-    if not math.isfinite(total) or total < 0:
-        raise PlanError(
-            "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
-            "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
-        )
-    return int(total)

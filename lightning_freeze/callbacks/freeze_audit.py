@@ -1,0 +1,165 @@
+"""Proof, while training: what is frozen does not move, and what trains can."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_freeze import plan
+from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze.audit import Violation, message
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.callbacks.session import session_of
+from lightning_freeze.context import Context
+from lightning_freeze.errors import FreezeViolation
+from lightning_freeze.fingerprint import select_tensors
+from lightning_freeze.policy import Binding
+from lightning_freeze.reconcile import Change, Reconciler
+from lightning_freeze.selection import as_patterns
+from lightning_freeze.watch import Watch, differing
+
+# Callbacks of Lightning that write parameters and buffers of the whole model, by class name.
+_WRITERS = ("StochasticWeightAveraging", "WeightAveraging", "ModelPruning")
+
+
+class FreezeAudit(FreezeCallback):
+    """Check that frozen is frozen: parameters and buffers bit for bit, groups, modes, ranks.
+
+    At the end of chosen epochs and of the run, every frozen parameter, and every buffer of a module that is held in
+    eval mode, has to have the bits that it had when it was frozen. Every trainable parameter has to be in exactly one
+    optimizer group and to have received a gradient since it was unfrozen, nothing frozen may be in a group or require
+    a gradient, held modules have to be in eval mode, and under DDP all ranks have to hold the same bits.
+
+    A violation names the tensor, its stage, when it was last right, and the likely cause.
+
+    Args:
+        every_n_epochs: audit at the end of each so many epochs; once more at the end of training in any case.
+        on_violation: "raise" a FreezeViolation on every rank, or "warn" and go on from there.
+        ignore: patterns of parameters and buffers that are written by design, such as a momentum teacher that your
+            code averages by hand; they also see the names of buffers.
+        verbose: print at the end what the audits took, on rank 0.
+
+    Raises:
+        PlanError: arguments that cannot work.
+        FreezeViolation: during training, something that was declared frozen has moved, or something cannot train.
+
+    Example:
+        >>> FreezeAudit(every_n_epochs=5, on_violation="warn").every_n_epochs
+        5
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        on_violation: Literal["raise", "warn"] = "raise",
+        ignore: str | list[str] | None = None,
+        verbose: bool = True,
+    ) -> None:
+        plan.check_positive(every_n_epochs, "every_n_epochs", self.title)
+        plan.check_choice(on_violation, ("raise", "warn"), "on_violation", self.title)
+        self.every_n_epochs = every_n_epochs
+        self.on_violation = on_violation
+        self.ignore = ignore
+        self.verbose = verbose
+        self.seconds = 0.0
+        self.audits = 0
+        self._watch: Watch | None = None
+        self._ignored: frozenset[str] = frozenset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_watch": None}  # it belongs to the model of one fit
+
+    def bind(self, context: Context) -> Binding:
+        patterns = as_patterns(self.ignore) if self.ignore is not None else []
+        self._ignored = frozenset(select_tensors(context.index, patterns, f"{self.title} ignore"))
+        return Binding()
+
+    # ---- what is watched
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        run = session_of(trainer).reconciler
+        assert run is not None
+        self.seconds, self.audits = 0.0, 0
+        started = time.perf_counter()
+        self._watch = Watch(run, self._ignored)  # the weights of a checkpoint are there by now, with any strategy
+        self.seconds += time.perf_counter() - started
+
+    def changed(self, run: Reconciler, done: Change) -> None:
+        if self._watch is not None:
+            started = time.perf_counter()
+            self._watch.follow(done)
+            self.seconds += time.perf_counter() - started
+
+    # ---- when it is checked
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._audit(trainer, f"the end of epoch {trainer.current_epoch}, step {trainer.global_step}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._audit(trainer, f"the end of training, step {trainer.global_step}")
+        if self._watch is not None and self.verbose and trainer.is_global_zero:
+            frozen = len(self._watch.hashes)
+            print(
+                f"{self.title}: {self.audits} audits, {frozen} frozen tensors at the last, {self.seconds:.2f} s in all"
+            )
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+        super().on_exception(trainer, pl_module, exception)
+
+    def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _audit(self, trainer: Trainer, when: str) -> None:
+        if self._watch is None:
+            return
+        started = time.perf_counter()
+        violations = self._watch.audit(trainer.strategy.optimizers, when, _writers(trainer))
+        if isinstance(trainer.strategy.model, DistributedDataParallel) and dist.get_world_size() > 1:
+            violations = _of_all_ranks(violations, self._watch)
+        self.audits += 1
+        self.seconds += time.perf_counter() - started
+        if not violations:
+            return
+        text = f"{self.title}: {message(violations, when)}"
+        if self.on_violation == "raise":
+            raise FreezeViolation(
+                f"{text}\n  Written by design, as a momentum teacher is? Name it: ignore=[...]. To go on: on_violation='warn'"
+            )
+        if trainer.is_global_zero:
+            warnings.warn(text, stacklevel=2)
+        self._watch.accept()
+
+
+def _writers(trainer: Trainer) -> list[str]:
+    """Callbacks in the run that could have written a frozen tensor: Lightning's own that do, then the user's."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    known = [type(one).__name__ for one in callbacks if {cls.__name__ for cls in type(one).__mro__} & set(_WRITERS)]
+    own = ("lightning.", "pytorch_lightning.", "lightning_freeze.")
+    others = [type(one).__name__ for one in callbacks if not type(one).__module__.startswith(own)]
+    return list(dict.fromkeys(known or others))
+
+
+def _of_all_ranks(violations: Sequence[Violation], watch: Watch) -> list[Violation]:
+    """Each rank's findings and what ranks differ in, alike on all of them, so that none stops alone."""
+    sides: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(sides, (list(violations), watch.fingerprint()))
+    found = {(one.name, one.found): (rank, one) for rank, (ones, _) in reversed(list(enumerate(sides))) for one in ones}
+    everywhere = [{(one.name, one.found) for one in ones} for ones, _ in sides]
+    merged = [
+        one if all(key in side for side in everywhere) else replace(one, found=f"{one.found} (on rank {rank})")
+        for key, (rank, one) in found.items()
+    ]
+    return merged + differing([fingerprint for _, fingerprint in sides], watch)

@@ -1,0 +1,198 @@
+"""What trains, how fast, and how large its gradients are: to the loggers, and as a picture of the whole run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_freeze import plot as picture
+from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.callbacks.session import session_of
+from lightning_freeze.context import Context
+from lightning_freeze.errors import PlanError
+from lightning_freeze.policy import Binding
+from lightning_freeze.reconcile import Change, Reconciler
+from lightning_freeze.timeline import Timeline, stage_members, stage_rates
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")  # what some logger refuses in the name of a metric
+
+
+class FreezeMonitor(FreezeCallback):
+    """Log what trains and how fast, and draw the run: stages by time, coloured by rate.
+
+    To every logger of the Trainer, every `log_every_n_steps`: `freeze/trainable_parameters`,
+    `freeze/unfrozen_stages`, and for each stage `freeze/lr/STAGE` (the rate that the last step used, warm-up
+    included) and `freeze/grad_norm/STAGE` (2-norm before clipping); both are 0 while the stage is frozen.
+
+    Args:
+        log: whether to log.
+        plot: path of a PNG, SVG or PDF that is written when training ends or stops with an error, on rank 0: stages by
+            time, coloured by rate, unfreezings marked, the validation metric underneath (the one that a
+            `GradualUnfreeze` or a checkpoint monitors, else the first that validation logs).
+
+    Raises:
+        PlanError: `plot` has another ending, or matplotlib (the extra `plot`) is not installed.
+
+    Example:
+        >>> FreezeMonitor(plot="run.svg").plot
+        'run.svg'
+        >>> FreezeMonitor(plot="run.txt")
+        Traceback (most recent call last):
+        ...
+        lightning_freeze.errors.PlanError: FreezeMonitor: plot='run.txt' must be the path of a .png, .svg, .pdf file
+    """
+
+    def __init__(self, log: bool = True, plot: str | None = None) -> None:
+        if not isinstance(log, bool):
+            raise PlanError(f"{self.title}: log must be true or false, got {log!r}")
+        if plot is not None:
+            picture.check_path(plot, self.title)
+        self.plot = plot
+        self.logs = log  # Lightning overwrites an attribute called `log`
+        self._timeline = Timeline()
+        self._changed = False
+        self._norms: dict[str, Tensor] = {}
+        self._members: dict[str, list[str]] = {}
+
+    # ---- the policy decides nothing, and keeps its timeline over a resume
+
+    def bind(self, context: Context) -> Binding:
+        return Binding()
+
+    def changed(self, run: Reconciler, done: Change) -> None:
+        self._changed = True
+
+    def state_of_run(self) -> dict[str, Any]:
+        return {"timeline": self._timeline.record()} if self.plot is not None else {}
+
+    def load_state_of_run(self, state: dict[str, Any]) -> None:
+        self._timeline = Timeline.of(state.get("timeline", {}))
+
+    # ---- hooks
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        run = session_of(trainer).reconciler
+        assert run is not None
+        self._members = stage_members(run)
+        self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
+        self._sample(trainer, run)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._sample(trainer, _run(trainer))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._changed:
+            self._sample(trainer, _run(trainer), batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.logs and trainer.loggers and _is_due(trainer):
+            self._norms.update(_norms(_run(trainer), self._members))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not _is_due(trainer):
+            return
+        run = _run(trainer)
+        if self.logs and trainer.loggers:
+            self._log(trainer, run)
+        if self.plot is not None:
+            self._sample(trainer, run, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.plot is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            name = self._timeline.metric or _metric(trainer)
+            if name in trainer.callback_metrics:
+                self._timeline.metric = name
+                value = float(trainer.callback_metrics[name])
+                self._timeline.values.append((_time(trainer, trainer.fit_loop.batch_idx + 1), value))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._timeline.end = max(self._timeline.end, float(trainer.current_epoch))
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._timeline.samples and self._members:
+            self._timeline.end = max(self._timeline.end, _time(trainer, trainer.fit_loop.batch_idx + 1))
+            self._draw(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+    # ---- what they do
+
+    def _sample(self, trainer: Trainer, run: Reconciler, batch: int = 0) -> None:
+        if self.plot is not None:
+            self._timeline.add(run, _time(trainer, batch), trainer.global_step, change=self._changed)
+        self._changed = False
+
+    def _log(self, trainer: Trainer, run: Reconciler) -> None:
+        rates = stage_rates(run)
+        values: dict[str, float] = {
+            "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
+            "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),
+        }
+        norms = dict.fromkeys(self._members, 0.0)
+        if self._norms:
+            names = list(self._norms)
+            norms.update(zip(names, torch.stack([self._norms[name].float() for name in names]).tolist(), strict=True))
+        self._norms = {}
+        for stage in self._members:
+            name = _UNFIT.sub("_", stage)
+            values |= {f"freeze/lr/{name}": rates[stage] or 0.0, f"freeze/grad_norm/{name}": norms[stage]}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self.plot is not None and trainer.is_global_zero and self._timeline.samples:
+            picture.draw(self._timeline, self.plot)
+        self._members = {}
+
+
+def _run(trainer: Trainer) -> Reconciler:
+    run = session_of(trainer).reconciler
+    assert run is not None
+    return run
+
+
+def _is_due(trainer: Trainer) -> bool:
+    """Whether Lightning logs this batch; the loggers may be none."""
+    due: bool = trainer._logger_connector.should_update_logs
+    return due
+
+
+def _norms(run: Reconciler, members: dict[str, list[str]]) -> dict[str, Tensor]:
+    """Stage -> 2-norm of its gradients, on the device; of sharded ones a collective."""
+    found = {}
+    for stage, names in members.items():
+        gradients = [gradient for name in names if (gradient := run.index.parameters[name].grad) is not None]
+        if gradients:
+            norm = torch.nn.utils.get_total_norm(gradients)
+            found[stage] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return found
+
+
+def _time(trainer: Trainer, batch: int) -> float:
+    """In epochs; of a loader without a length whole epochs only."""
+    length = trainer.num_training_batches
+    part = batch / length if 0 < length < float("inf") else 0.0
+    return trainer.current_epoch + min(part, 1.0)
+
+
+def _metric(trainer: Trainer) -> str:
+    """The metric that something in the run monitors, else the first that validation has logged."""
+    monitored = [getattr(callback, "monitor", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    logged = [name for name in trainer.callback_metrics if not name.startswith("train")]
+    return next((name for name in [*monitored, *logged] if name in trainer.callback_metrics), "")
+
+
+def _schedule(run: Reconciler) -> str:
+    titles = [policy.title for policy in run.policies if policy.title not in ("FreezeMonitor", "FreezeAudit")]
+    return ", ".join(dict.fromkeys(titles)) or "no schedule"
