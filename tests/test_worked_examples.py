@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import middle_layer
+import pitfalls
 import pytest
 from lightning.pytorch.cli import LightningCLI
 
@@ -54,3 +55,25 @@ class TestMiddleLayer:
     ) -> None:
         run_yaml("middle_layer", monkeypatch)
         assert "epoch 4, step 8: unfrozen 2 parameters (middle.weight to middle.bias)" in capsys.readouterr().out
+
+
+class TestPitfalls:
+    def test_each_way_by_hand_leaves_something_moving_and_the_callbacks_nothing(self) -> None:
+        zeros, flag, mode, both, lightning, ours = pitfalls.main(epochs=2).values()
+        assert zeros[0] > 0, "AdamW moves what has a gradient of zero"
+        assert flag[0] == 0
+        assert flag[1] > 0, "statistics follow the mode"
+        assert flag[2] == both[2] == "ON"
+        assert mode[0] > 0, "eval mode freezes no weight"
+        assert mode[1:] == (0, "off")
+        assert both[1] > 0
+        assert lightning[0] > 0, "BatchNorm's weights train"
+        assert ours == (0, 0, "off")
+
+    def test_the_yaml_runs_with_its_proof(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_yaml("pitfalls", monkeypatch)
+        said = capsys.readouterr().out
+        assert "epoch 1, step 2: frozen 4 parameters (backbone.0.weight to backbone.1.bias)" in said
+        assert "FreezeAudit: 5 audits, 7 frozen tensors" in said
