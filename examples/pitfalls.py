@@ -3,8 +3,7 @@
     python examples/pitfalls.py                                         # all of them side by side
     python examples/pitfalls.py fit --config examples/pitfalls.yaml     # the right way, from YAML, with its proof
 
-A small network on images of digits: its backbone trains in the first epoch and is "frozen" from the second on. The
-table shows what of the backbone goes on changing then.
+A backbone trains for an epoch and is "frozen" from then on. The table shows what of it goes on changing.
 """
 
 from __future__ import annotations
@@ -25,11 +24,7 @@ from lightning_freeze import FreezeAudit, FreezeLayers
 
 
 class Net(L.LightningModule):
-    """A backbone with BatchNorm and Dropout, and a linear head.
-
-    Args:
-        set_to_none: False leaves zeros in the gradients, as older code does.
-    """
+    """A backbone with BatchNorm and Dropout, and a head; `set_to_none=False` leaves zeros in gradients."""
 
     def __init__(self, set_to_none: bool = True) -> None:
         super().__init__()
