@@ -4,6 +4,7 @@ from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
+from lightning_freeze.callbacks.task_freeze import TaskFreeze
 from lightning_freeze.errors import (
     FreezeError,
     FreezeViolation,
@@ -32,6 +33,7 @@ __all__ = [
     "PlanError",
     "ResumeError",
     "Stage",
+    "TaskFreeze",
     "UnsupportedStrategyError",
     "discover_stages",
     "fingerprint",
