@@ -3,7 +3,10 @@
 from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
+from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
+from lightning_freeze.callbacks.progressive import ProgressiveFreeze
+from lightning_freeze.callbacks.rotating import RotatingUnfreeze
 from lightning_freeze.callbacks.task_freeze import TaskFreeze
 from lightning_freeze.errors import (
     FreezeError,
@@ -27,11 +30,14 @@ __all__ = [
     "FreezeLayers",
     "FreezeViolation",
     "GradualUnfreeze",
+    "LayerAdaptiveLR",
     "LayerwiseLR",
     "OptimizerError",
     "PatternError",
     "PlanError",
+    "ProgressiveFreeze",
     "ResumeError",
+    "RotatingUnfreeze",
     "Stage",
     "TaskFreeze",
     "UnsupportedStrategyError",

@@ -175,6 +175,15 @@ def union(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return [bool(bit) for bit in bits.tolist()]
 
 
+def from_rank_0(value: Any) -> Any:
+    """The value of rank 0, on every rank; where no strategy is at hand."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+    return value
+
+
 def agree(value: Any, strategy: Any) -> Any:
     """The value of rank 0, on every rank."""
     return strategy.broadcast(value)

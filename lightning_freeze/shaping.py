@@ -1,7 +1,8 @@
 """What holds for one update only: rates of warm-up and adaptive factors, and parameters that must not move.
 
-Every optimizer of torch skips a parameter without a gradient: no momentum, no decay, no count. A factor written to `group["lr"]` for longer would be read back by every recursive scheduler and grow into the
-schedule. So the rates are multiplied just before the update and put back right after it.
+Every optimizer of torch skips a parameter without a gradient: no momentum, no decay, no count. A factor written to
+`group["lr"]` for longer would be read back by every recursive scheduler and grow into the schedule. So gradients are
+taken away and rates multiplied just before the update, and the rates put back right after it.
 """
 
 from __future__ import annotations

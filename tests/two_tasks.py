@@ -47,9 +47,7 @@ class TwoTasks(pl.LightningModule):
         norm: BatchNorm in each branch.
     """
 
-    def __init__(
-        self, make: Callable[[Any], Any] | None = None, set_to_none: bool = True, norm: bool = False
-    ) -> None:
+    def __init__(self, make: Callable[[Any], Any] | None = None, set_to_none: bool = True, norm: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         widths = {"a": 3, "b": 5}

@@ -142,8 +142,13 @@ class TaskFreeze(FreezeCallback):
     # ---- tables, checkpoints
 
     def rows(self, progress: Progress) -> list[Row]:
-        names = {task: [n for owners, own in self._branches.items() if task in owners for n in own] for task in self.tasks}
-        return [Row(task, as_patterns(self.tasks[task]), "with its batches", names[task]) for task in self.tasks]
+        return [
+            Row(task, as_patterns(patterns), "with its batches", self._names(task))
+            for task, patterns in self.tasks.items()
+        ]
+
+    def _names(self, task: str) -> list[str]:
+        return [name for owners, names in self._branches.items() if task in owners for name in names]
 
     @property
     def signature(self) -> Any:
