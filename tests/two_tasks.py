@@ -26,10 +26,10 @@ def batch_of(tasks: str, seed: int) -> dict[str, Any]:
 
 
 class Batches:
-    """A loader of batches with these tasks, the same in every epoch."""
+    """A loader of these batches, or of batches with these tasks; the same in every epoch."""
 
-    def __init__(self, tasks: Iterable[str], seed: int = 0) -> None:
-        self.all = [batch_of(each, seed + k) for k, each in enumerate(tasks)]
+    def __init__(self, batches: Iterable[Any], seed: int = 0) -> None:
+        self.all = [batch_of(each, seed + k) if isinstance(each, str) else each for k, each in enumerate(batches)]
 
     def __len__(self) -> int:
         return len(self.all)
@@ -58,9 +58,6 @@ class TwoTasks(pl.LightningModule):
         self.trunk = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
         self.make = make or (lambda parameters: torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1))
         self.set_to_none = set_to_none
-
-    def task(self, batch: Any) -> set[str]:
-        return {batch["task"]} if isinstance(batch["task"], str) else set(batch["task"])
 
     def loss(self, batch: Any) -> Tensor:
         rows = batch["task"] if not isinstance(batch["task"], str) else [batch["task"]] * len(batch["y"])
