@@ -5,7 +5,11 @@ from lightning_freeze.callbacks.freeze_audit import FreezeAudit
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
 from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
+from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
+from lightning_freeze.callbacks.progressive import ProgressiveFreeze
+from lightning_freeze.callbacks.rotating import RotatingUnfreeze
+from lightning_freeze.callbacks.task_freeze import TaskFreeze
 from lightning_freeze.errors import (
     FreezeError,
     FreezeViolation,
@@ -30,12 +34,16 @@ __all__ = [
     "FreezeMonitor",
     "FreezeViolation",
     "GradualUnfreeze",
+    "LayerAdaptiveLR",
     "LayerwiseLR",
     "OptimizerError",
     "PatternError",
     "PlanError",
+    "ProgressiveFreeze",
     "ResumeError",
+    "RotatingUnfreeze",
     "Stage",
+    "TaskFreeze",
     "UnsupportedStrategyError",
     "discover_stages",
     "fingerprint",

@@ -8,7 +8,7 @@ unfreezing fills it again. Schedulers keep per-group lists (`base_lrs`, ...): th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +63,7 @@ class SlottedOptimizer:
         name_of: parameter -> its name in the model, None for one that is not the model's.
         labels: parameter name -> stage.
         factors: parameter name -> factor of the rate.
+        kinds: parameter name -> anything; parameters of different kinds do not share a slot.
 
     Raises:
         OptimizerError: the optimizer takes one group only or was scaled by an earlier fit, or a scheduler's per-group
@@ -76,6 +77,7 @@ class SlottedOptimizer:
         name_of: Callable[[Tensor], str | None],
         labels: Mapping[str, str],
         factors: Mapping[str, float],
+        kinds: Mapping[str, Hashable] | None = None,
     ) -> None:
         if isinstance(optimizer, LBFGS):
             raise OptimizerError(
@@ -94,7 +96,7 @@ class SlottedOptimizer:
         self._aside: dict[str, Aside] = {}
         self._fills_at_construction = bool(optimizer.state)  # Adagrad: step() expects the state to be there
         self._given_names: dict[str, str] = {}
-        self._split(schedulers, name_of, labels, factors)
+        self._split(schedulers, name_of, labels, factors, kinds or {})
         self._slot_of = {name: place for place, slot in enumerate(self.slots) for name in slot.names}
         self._present = set(self._slot_of)
         if any(slot.factor != 1 for slot in self.slots):
@@ -110,11 +112,12 @@ class SlottedOptimizer:
         name_of: Callable[[Tensor], str | None],
         labels: Mapping[str, str],
         factors: Mapping[str, float],
+        kinds: Mapping[str, Hashable],
     ) -> None:
         old = list(self.optimizer.param_groups)
         new: list[dict[str, Any]] = []
         for origin, group in enumerate(old):
-            for (label, factor), names in self._parts(origin, group, name_of, labels, factors).items():
+            for (label, factor, _), names in self._parts(origin, group, name_of, labels, factors, kinds).items():
                 self.slots.append(Slot("", label, factor, origin, names))
                 new.append(self._group(group, factor, names))
         mine = schedulers_of(self.optimizer, schedulers)
@@ -136,8 +139,9 @@ class SlottedOptimizer:
         name_of: Callable[[Tensor], str | None],
         labels: Mapping[str, str],
         factors: Mapping[str, float],
-    ) -> dict[tuple[str, float], list[str]]:
-        parts: dict[tuple[str, float], list[str]] = {}
+        kinds: Mapping[str, Hashable],
+    ) -> dict[tuple[str, float, Hashable], list[str]]:
+        parts: dict[tuple[str, float, Hashable], list[str]] = {}
         for place, parameter in enumerate(group["params"]):
             name = name_of(parameter)
             if name is None:
@@ -145,8 +149,9 @@ class SlottedOptimizer:
             self.parameters[name] = parameter
             if "param_names" in group:
                 self._given_names[name] = group["param_names"][place]
-            parts.setdefault((labels.get(name, ""), factors.get(name, 1.0)), []).append(name)
-        return parts or {("", 1.0): []}
+            part = labels.get(name, ""), factors.get(name, 1.0), kinds.get(name)
+            parts.setdefault(part, []).append(name)
+        return parts or {("", 1.0, None): []}
 
     def _group(self, group: Mapping[str, Any], factor: float, names: Sequence[str]) -> dict[str, Any]:
         copied = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}

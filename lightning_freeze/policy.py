@@ -7,7 +7,7 @@ and on its `state`, so that asking twice changes nothing and a resumed run gets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,13 +111,36 @@ class Policy:
         """Whether `wants` depends on the number of optimizer steps of the whole run."""
         return False
 
+    def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Refuse optimizers with which this policy cannot work, before they are split.
+
+        Raises:
+            OptimizerError: it cannot.
+        """
+
+    @property
+    def idles(self) -> bool:
+        """Whether `idle` is to be asked before each update; DDP then takes parameters that got no gradient."""
+        return False
+
+    def idle(self, optimizer: Optimizer) -> Collection[str]:
+        """Parameters that must not move in the update about to happen, trainable as they are.
+
+        Asked when the gradients are there, several times for one update.
+        """
+        return ()
+
     @property
     def shapes_steps(self) -> bool:
-        """Whether `step_factors` is to be asked around each optimizer step."""
+        """Whether `step_factors` is to be asked before each update."""
         return False
 
     def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
-        """Factors of the rates of the slots for the step about to happen, after `steps` earlier ones; None: all 1."""
+        """Factors of the rates of the slots for the update about to happen, after `steps` earlier ones; None: all 1.
+
+        Asked when the gradients are those of the update. An optimizer whose `step` calls that of its base class
+        asks again, with the same `steps`.
+        """
         return None
 
     def next_step(self, progress: Progress) -> float:

@@ -94,14 +94,19 @@ class Reconciler:
         self.progress = Progress()
         self._modes_of: tuple[frozenset[str], list[Wants]] | None = None
         self._agree, self._rebuild = agree, rebuild
-        self.labels, self.factors = _labels(self.bindings), _factors(self.bindings)
+        for policy in self.policies:
+            policy.check_optimizers(optimizers)
+        said, self.factors = _said(self.bindings), _factors(self.bindings)
+        self.labels = {name: "+".join(sorted(set(filter(None, labels)))) for name, labels in said.items()}
         self._join(optimizers)
         self.optimizers = [
-            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors)
+            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, said)
             for optimizer in optimizers
         ]
-        shaping = any(policy.shapes_steps for policy in self.policies)
-        self._shapers = [StepShaper(slotted, self._step_factors) for slotted in self.optimizers] if shaping else []
+        self._idling = [policy for policy in self.policies if policy.idles]
+        self._shaping = [policy for policy in self.policies if policy.shapes_steps]
+        shaped = self.optimizers if self._idling or self._shaping else []
+        self._shapers = [StepShaper(slotted, self._drop_idle, self._step_factors) for slotted in shaped]
         for policy in self.policies:
             policy.load_state_of_run({})
 
@@ -123,11 +128,24 @@ class Reconciler:
 
     def _step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> list[Any]:
         product: list[Any] = [1.0] * len(slots)
-        for policy in self.policies:
-            factors = policy.step_factors(optimizer, slots, steps) if policy.shapes_steps else None
+        for policy in self._shaping:
+            factors = policy.step_factors(optimizer, slots, steps)
             if factors is not None:
                 product = [one * other for one, other in zip(product, factors, strict=True)]
         return product
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Take away what must not be used of the gradients now: right before the update is too late to clip them."""
+        if self._idling:
+            for slotted in self.optimizers:
+                if slotted.optimizer is optimizer:
+                    self._drop_idle(slotted)
+
+    def _drop_idle(self, slotted: SlottedOptimizer) -> None:
+        for policy in self._idling:
+            for name in policy.idle(slotted.optimizer):
+                if (parameter := slotted.parameters.get(name)) is not None:  # another optimizer's may be collecting
+                    parameter.grad = None
 
     def reconcile(self, progress: Progress, *, modes: bool = True) -> Change:
         """Make everything as the policies want it at `progress`. A second call changes nothing.
@@ -319,13 +337,10 @@ def _twins(index: ModelIndex) -> dict[int, int]:
     return {place: original for place, original in places if place != original}
 
 
-def _labels(bindings: Sequence[Binding]) -> dict[str, str]:
-    """One label per parameter: where several policies label it, all of their labels, shortest form."""
-    labels: dict[str, str] = {}
-    for name in dict.fromkeys(name for binding in bindings for name in binding.labels):
-        said = sorted({binding.labels[name] for binding in bindings if name in binding.labels})
-        labels[name] = "+".join(said)
-    return labels
+def _said(bindings: Sequence[Binding]) -> dict[str, tuple[str, ...]]:
+    """What each policy calls each parameter, "" where it does not: two may mean different things by one word."""
+    names = dict.fromkeys(name for binding in bindings for name in binding.labels)
+    return {name: tuple(binding.labels.get(name, "") for binding in bindings) for name in names}
 
 
 def _factors(bindings: Sequence[Binding]) -> dict[str, float]:

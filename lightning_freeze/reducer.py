@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
@@ -48,6 +49,26 @@ def check_strategy(strategy: Any, owner: str) -> None:
         )
 
 
+def check_unused(strategy: Any, owner: str) -> None:
+    """Refuse strategies under which the ranks cannot use different parts of the model in one step.
+
+    Raises:
+        UnsupportedStrategyError: FSDP with several ranks of different data; DDP with a static graph.
+    """
+    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph"):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work with DDPStrategy(static_graph=True): which parameters get a gradient changes from "
+            "step to step.\n  Leave static_graph out"
+        )
+    names = {cls.__name__ for cls in type(strategy).__mro__}
+    if names & {"FSDPStrategy", "ModelParallelStrategy"} and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work under {type(strategy).__name__} with different data on different ranks: a rank "
+            "gathers the weights of a branch where it runs it, and waits for ever when another rank does not.\n"
+            "  Use strategy='ddp'"
+        )
+
+
 def check_optimizers(optimizers: Sequence[Any], owner: str) -> None:
     """Refuse optimizers that share parameters out among ranks for good.
 
@@ -81,15 +102,20 @@ def check_record(strategy: Any, record: Mapping[str, Any]) -> None:
         )
 
 
-def rebuild(strategy: Any) -> bool:
-    """Build the DDP wrapper of a strategy anew for what requires a gradient now. False when it has none."""
+def rebuild(strategy: Any, *, unused: bool = False) -> bool:
+    """Build the DDP wrapper of a strategy anew for what requires a gradient now. False when it has none.
+
+    Args:
+        strategy: the Trainer's.
+        unused: whether some of it may get no gradient in a step; otherwise as the user asked.
+    """
     old = strategy.model
     if not isinstance(old, DistributedDataParallel):
         return False
     old._remove_autograd_hooks()  # type: ignore[no-untyped-call]
     options = strategy._ddp_kwargs
     # The replicas are equal, so nothing has to be sent: 57 ms become 1.3 ms for a ResNet-18.
-    strategy._ddp_kwargs = {**options, "init_sync": False}
+    strategy._ddp_kwargs = {**options, "init_sync": False} | ({"find_unused_parameters": True} if unused else {})
     try:
         strategy.model = strategy._setup_model(old.module)
     finally:
@@ -138,6 +164,24 @@ def _gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def union(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of the flags are set on any rank: one small reduction, which all ranks take part in."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return list(flags)
+    bits = torch.tensor(flags, dtype=torch.uint8, device=device)
+    dist.all_reduce(bits, dist.ReduceOp.MAX)
+    return [bool(bit) for bit in bits.tolist()]
+
+
+def from_rank_0(value: Any) -> Any:
+    """The value of rank 0, on every rank; where no strategy is at hand."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+    return value
 
 
 def agree(value: Any, strategy: Any) -> Any:

@@ -153,7 +153,12 @@ def _remarks(run: Reconciler) -> list[str]:
 
 def _from_input(run: Reconciler) -> list[str]:
     """Parameters from the input to the head: by the stages where there are any, else in order of registration."""
-    staged = [row for policy in run.policies for row in policy.rows(run.progress) if row.name in run.labels.values()]
+    staged = [
+        row
+        for policy, binding in zip(run.policies, run.bindings, strict=True)
+        for row in (policy.rows(run.progress) if binding.trains else ())
+        if row.name in binding.labels.values()
+    ]
     if staged:
         return [name for row in reversed(staged) for name in row.names]
     return list(run.index.parameters)

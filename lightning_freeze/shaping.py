@@ -1,7 +1,8 @@
-"""Learning rates that differ during a step only: warm-up and adaptive factors.
+"""What holds for one update only: rates of warm-up and adaptive factors, and parameters that must not move.
 
-A factor written to `group["lr"]` for longer would be read back by every recursive scheduler and grow into the
-schedule. So the rates are multiplied just before the update and put back right after it.
+Every optimizer of torch skips a parameter without a gradient: no momentum, no decay, no count. A factor written to
+`group["lr"]` for longer would be read back by every recursive scheduler and grow into the schedule. So gradients are
+taken away and rates multiplied just before the update, and the rates put back right after it.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ StepFactors = Callable[[Optimizer, Sequence[Slot], int], Sequence[Any]]
 
 
 class StepShaper:
-    """Multiplies the rates of an optimizer's slots during each step, and counts the steps.
+    """Before each update, takes gradients away and multiplies the rates of the slots; counts the steps.
 
     The closure of a step, in which Lightning runs `training_step`, sees the plain rates. When the update itself
     raises, the rates are put back before the next step, or by `close`.
 
     Args:
         slotted: the optimizer.
+        drop_idle: takes away the gradients of what must not move.
         factors: (optimizer, slots, earlier steps) -> one factor per slot.
     """
 
-    def __init__(self, slotted: SlottedOptimizer, factors: StepFactors) -> None:
+    def __init__(
+        self, slotted: SlottedOptimizer, drop_idle: Callable[[SlottedOptimizer], None], factors: StepFactors
+    ) -> None:
         self._slotted = slotted
+        self._drop_idle = drop_idle
         self._factors = factors
         self._plain: list[Any] | None = None
         self.used: list[Any] = []  # the rates of the last step, one per slot
@@ -43,19 +48,20 @@ class StepShaper:
         self._put_back()  # after a step that raised; in a step inside a step the same rates come again
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._scale()
+            self._shape()
             return None
 
-        def then_scale() -> Any:
+        def then_shape() -> Any:
             loss = closure()
-            self._scale()
+            self._shape()
             return loss
 
         others = {key: value for key, value in kwargs.items() if key != "closure"}
-        return (args[0], then_scale, *args[2:]), others
+        return (args[0], then_shape, *args[2:]), others
 
-    def _scale(self) -> None:
-        if self._plain is not None:  # an optimizer that calls its closure twice
+    def _shape(self) -> None:
+        self._drop_idle(self._slotted)  # a closure that is called again makes the gradients again
+        if self._plain is not None:  # but the rates are scaled
             return
         groups = self._slotted.optimizer.param_groups
         factors = self._factors(self._slotted.optimizer, self._slotted.slots, self._slotted.steps)

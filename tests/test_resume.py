@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR, ResumeError
+from lightning_freeze import (
+    BatchNormEval,
+    FreezeLayers,
+    GradualUnfreeze,
+    LayerAdaptiveLR,
+    LayerwiseLR,
+    ProgressiveFreeze,
+    ResumeError,
+    RotatingUnfreeze,
+)
 
 # As `Trainer.fit(weights_only=True)` of newer Lightning: nothing but plain types and tensors may be in a checkpoint.
 LOAD_PLAIN_TYPES_ONLY = mock.patch("torch.load", functools.partial(torch.load, weights_only=True))
@@ -199,6 +208,33 @@ RUNS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "window in steps, state on the host": (
         lambda: [FreezeLayers("model.3", 3, 11, unit="step", optimizer_state="cpu"), BatchNormEval(when="frozen")],
         {"interval": "step", "scheduler": "Sequential"},
+        {},
+    ),
+    "rotation, state dropped": (
+        lambda: [RotatingUnfreeze(STAGES, always="model.6.bias", every_n_train_steps=3, verbose=False)],
+        {},
+        {},
+    ),
+    "rotation in order, state on the host, with accumulation": (
+        lambda: [
+            RotatingUnfreeze(STAGES, 2, every_n_train_steps=3, order="ascending", optimizer_state="cpu", verbose=False)
+        ],
+        {"optimizer": "SGD"},
+        {"accumulate_grad_batches": 2},
+    ),
+    "progressive by the clock": (
+        lambda: [ProgressiveFreeze(STAGES, span=(0.2, 0.8), verbose=False)],
+        {"optimizer": "NAdam", "scheduler": "OneCycleLR", "interval": "step"},
+        {},
+    ),
+    "progressive by the gradient": (  # in reverse: here the head settles first
+        lambda: [ProgressiveFreeze(STAGES[::-1], (0.0, 1.0), metric="grad_norm", percentile=90, verbose=False)],
+        {},
+        {},
+    ),
+    "adaptive rates while stages thaw": (
+        lambda: [GradualUnfreeze(STAGES, warmup_steps=3, verbose=False), LayerAdaptiveLR(max_factor=2.0)],
+        {"scheduler": "Sequential"},
         {},
     ),
 }

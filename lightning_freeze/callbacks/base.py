@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim import Optimizer
+
 from lightning_freeze._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.callbacks.session import last_session, session_of
 from lightning_freeze.policy import Policy
@@ -34,6 +36,9 @@ class FreezeCallback(Policy, Callback):
         session = session_of(trainer)
         if session.next_step < float("inf") and session.step_is_due(trainer, batch_idx):
             session.reconcile(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        session_of(trainer).before_update(optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         session_of(trainer).finish(trainer)

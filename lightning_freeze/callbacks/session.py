@@ -18,6 +18,8 @@ from lightning_freeze.reconcile import Change, Reconciler
 from lightning_freeze.snapshot import take
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from lightning_freeze._lightning import LightningModule, Trainer
 
 _KEY = "lightning_freeze"  # of the checkpoint
@@ -69,6 +71,8 @@ class Session:
         self._checked = True
         for policy in self.policies:
             reducer.check_strategy(trainer.strategy, policy.title)
+            if policy.idles:
+                reducer.check_unused(trainer.strategy, policy.title)
             policy.check_run(trainer)
         if _is_whole(model):
             context = Context(model, self.policies, self._discovered)
@@ -80,15 +84,18 @@ class Session:
         if self.reconciler is not None:
             return
         reducer.check_optimizers(trainer.optimizers, self.policies[0].title)
+        unused = any(policy.idles for policy in self.policies)
         self.reconciler = Reconciler(
             model,
             self.policies,
             trainer.optimizers,
             _schedulers(trainer, model),
             agree=reducer.check_agreement,
-            rebuild=lambda: reducer.rebuild(trainer.strategy),
+            rebuild=lambda: reducer.rebuild(trainer.strategy, unused=unused),
             discovered=self._discovered,
         )
+        if unused:
+            reducer.rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
@@ -136,6 +143,11 @@ class Session:
     def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
         return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """The gradients are there, and have not been clipped."""
+        if self.reconciler is not None:
+            self.reconciler.before_update(optimizer)
 
     def _print(self, trainer: Trainer, text: str) -> None:
         if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):

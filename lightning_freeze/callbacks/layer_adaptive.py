@@ -1,0 +1,109 @@
+"""A factor per layer that is computed anew at each step, from moments or from norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_freeze import adaptive, plan
+from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.context import Context, check_stages
+from lightning_freeze.errors import PlanError
+from lightning_freeze.groups import Slot
+from lightning_freeze.policy import Binding
+from lightning_freeze.stages import Stage
+
+
+class LayerAdaptiveLR(FreezeCallback):
+    """Multiply the rate of each group of parameters by a factor of its own in each step.
+
+    "moment_ratio": the mean, over all elements of the group, of |m| / (sqrt(v) + eps), with the bias-corrected
+    moments of an Adam-family optimizer as they are when the step begins: near 1 where gradients agree from step to
+    step, small where they are noise. "trust_ratio": |w| / |g| over the group (LARS, You et al., 2017,
+    arXiv:1708.03888), with any optimizer. The factor is 1 where there is nothing to compute it from: no state yet,
+    or a norm of 0. Factors are applied around the update, so that no scheduler sees them, and cost one
+    synchronisation with the GPU per step.
+
+    The factors of the last step are in `factors` (group -> factor), and logged as `factor/GROUP`.
+
+    Args:
+        kind: "moment_ratio" or "trust_ratio".
+        min_factor: smallest factor.
+        max_factor: largest factor.
+        stages: None: the groups that are there (yours, and the stages of the callbacks beside it). Otherwise as in
+            `GradualUnfreeze`: each stage is a group.
+
+    Raises:
+        PlanError: arguments that cannot work.
+        OptimizerError: at the start, "moment_ratio" with an optimizer that keeps no `exp_avg` and `exp_avg_sq`.
+        PatternError: at setup, a pattern that matches nothing.
+
+    Example:
+        >>> LayerAdaptiveLR("trust_ratio", max_factor=2.0).max_factor
+        2.0
+    """
+
+    def __init__(
+        self,
+        kind: Literal["moment_ratio", "trust_ratio"] = "moment_ratio",
+        min_factor: float = 0.0,
+        max_factor: float = 10.0,
+        stages: str | int | list[str | list[str] | Stage] | None = None,
+    ) -> None:
+        plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
+        if not 0 <= min_factor <= max_factor < math.inf or max_factor == 0:
+            raise PlanError(
+                f"{self.title}: min_factor={min_factor} and max_factor={max_factor} must be finite, "
+                "0 <= min_factor <= max_factor, and max_factor greater than 0"
+            )
+        if stages is not None:
+            check_stages(stages, self.title)
+        self.kind = kind
+        self.min_factor = float(min_factor)
+        self.max_factor = float(max_factor)
+        self.stages = stages
+        self.factors: dict[str, float] = {}
+        self._prefixes: dict[int, str] = {}
+
+    def bind(self, context: Context) -> Binding:
+        stages = [] if self.stages is None else context.stages(self.stages, self.title)
+        return Binding(labels={name: stage.name for stage in stages for name in stage.names})
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        if self.kind == "moment_ratio":
+            for optimizer in optimizers:
+                adaptive.check_moments(optimizer, self.title)
+        several = len(optimizers) > 1
+        self._prefixes = {id(one): f"optimizer{k}/" if several else "" for k, one in enumerate(optimizers)}
+        self.factors = {}
+
+    @property
+    def shapes_steps(self) -> bool:
+        return True
+
+    def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
+        figures = adaptive.moment_ratios if self.kind == "moment_ratio" else adaptive.trust_ratios
+        ratios = figures(optimizer)
+        if ratios is None:
+            return None
+        usable = ratios.isfinite() & (ratios > 0)
+        factors: list[float] = torch.where(
+            usable, ratios.clamp(self.min_factor, self.max_factor), 1.0
+        ).tolist()  # the one wait
+        named = zip(slots, optimizer.param_groups, factors, strict=True)
+        prefix = self._prefixes.get(id(optimizer), "")
+        self.factors |= {f"{prefix}{slot.name}": factor for slot, group, factor in named if group["params"]}
+        return factors
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.factors and trainer._logger_connector.should_update_logs:
+            logged = {f"factor/{name}": factor for name, factor in self.factors.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -1,0 +1,149 @@
+"""A few stages train at a time, others in turn: optimizer state for what is active only."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from lightning_freeze import plan
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.context import BoundStage, Context, check_stages
+from lightning_freeze.errors import PlanError
+from lightning_freeze.modes import FrozenView
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import PLACEMENTS, Binding, Row, Wants
+from lightning_freeze.selection import as_patterns
+from lightning_freeze.stages import Stage
+
+_ORDERS = ("random", "ascending", "descending")
+
+
+class RotatingUnfreeze(FreezeCallback):
+    """Train `active` stages at a time and change them every few steps.
+
+    "random" draws them anew each time (LISA, Pan et al., 2024, arXiv:2403.17919); "ascending" goes through them from
+    the input to the head, "descending" the other way, and round again (BAdam, Luo et al., 2024, arXiv:2404.02827).
+    Gradients and optimizer state are there for what trains now, so memory stays bounded by it. Which stages train
+    depends on `seed` and the step alone: it is the same on all ranks and after a resume.
+
+    Args:
+        stages: as in `GradualUnfreeze`, the head first. Parameters in no stage and not in `always` stay frozen.
+        active: how many stages train at a time.
+        always: patterns (see `select`) of what trains all the time (embeddings, head, norms); a stage of which
+            nothing is left does not take part.
+        every_n_train_steps: optimizer steps (`trainer.global_step`) between changes.
+        order: "random", "ascending" or "descending".
+        optimizer_state: what becomes of momenta and the like of a stage that stops: "drop" forgets them, "keep"
+            keeps them on the device, "cpu" moves them to host memory. Only "drop" bounds memory overall.
+        seed: of the random order.
+        eval_frozen: run frozen modules in eval mode.
+        verbose: print the table at the start and a line at each change, on rank 0.
+
+    Raises:
+        PlanError: arguments that cannot work; at setup, fewer stages than `active`.
+        PatternError: at setup, a pattern that matches nothing.
+
+    Example:
+        >>> RotatingUnfreeze(active=2, always=["model.embed", "model.head"], order="ascending").every_n_train_steps
+        100
+    """
+
+    def __init__(
+        self,
+        stages: str | int | list[str | list[str] | Stage] = "auto",
+        active: int = 1,
+        always: str | list[str] | None = None,
+        every_n_train_steps: int = 100,
+        order: Literal["random", "ascending", "descending"] = "random",
+        optimizer_state: Literal["keep", "drop", "cpu"] = "drop",
+        seed: int = 0,
+        eval_frozen: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        check_stages(stages, self.title)
+        plan.check_positive(active, "active", self.title)
+        plan.check_positive(every_n_train_steps, "every_n_train_steps", self.title)
+        plan.check_choice(order, _ORDERS, "order", self.title)
+        plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise PlanError(f"{self.title}: seed must be a whole number, got {seed!r}")
+        self.stages = stages
+        self.active = active
+        self.always = always
+        self.every_n_train_steps = every_n_train_steps
+        self.order = order
+        self.optimizer_state = optimizer_state
+        self.seed = seed
+        self.eval_frozen = eval_frozen
+        self.verbose = verbose
+        as_patterns(always or [])
+        self._bound: list[BoundStage] = []
+        self._always: tuple[str, ...] = ()
+        self._all: frozenset[str] = frozenset()
+        self._now: tuple[int, Wants] | None = None
+
+    def bind(self, context: Context) -> Binding:
+        self._always = tuple(context.select(self.always, f"{self.title} always") if self.always else ())
+        self._bound = []
+        for stage in context.stages(self.stages, self.title):
+            names = tuple(name for name in stage.names if name not in set(self._always))
+            if names:
+                self._bound.append(BoundStage(stage.name, stage.patterns, names))
+        if len(self._bound) < self.active:
+            raise PlanError(
+                f"{self.title}: active={self.active} stages are to train at a time, and there are {len(self._bound)}"
+                f"{' beside those in always' if self.always else ''}.\n  Use fewer, or give a longer list of stages"
+            )
+        self._all = frozenset(context.index.parameters)
+        self._now = None
+        labels = {name: stage.name for stage in self._bound for name in stage.names}
+        labels |= dict.fromkeys(self._always, "always")
+        return Binding(labels=labels, trains=frozenset(labels))
+
+    def wants(self, progress: Progress) -> Wants:
+        period = progress.step // self.every_n_train_steps
+        if self._now is None or self._now[0] != period:
+            trained = [name for place in self._drawn(period) for name in self._bound[place].names]
+            frozen = self._all.difference(self._always, trained)
+            self._now = period, Wants(frozen, self.optimizer_state)
+        return self._now[1]
+
+    def _drawn(self, period: int) -> list[int]:
+        """Places in the list of stages (the head first) that train in a period: a pure function of it."""
+        count = len(self._bound)
+        if self.order == "random":
+            draws = [hashlib.sha256(f"{self.seed}/{period}/{place}".encode()).digest() for place in range(count)]
+            return sorted(sorted(range(count), key=draws.__getitem__)[: self.active])
+        turn = [(period * self.active + k) % count for k in range(self.active)]
+        return turn if self.order == "descending" else [count - 1 - place for place in turn]
+
+    def holds(self, view: FrozenView) -> set[int]:
+        return view.frozen_modules(self._now[1].frozen) if self.eval_frozen and self._now else set()
+
+    def next_step(self, progress: Progress) -> float:
+        return (progress.step // self.every_n_train_steps + 1) * self.every_n_train_steps
+
+    # ---- tables, checkpoints, the end
+
+    def rows(self, progress: Progress) -> list[Row]:
+        when = f"{self.active} of {len(self._bound)} every {self.every_n_train_steps} steps, {self.order}"
+        rows = [Row(stage.name, stage.patterns, when, stage.names) for stage in self._bound]
+        return [*rows, Row("always", as_patterns(self.always), "always", self._always)] if self.always else rows
+
+    def warnings(self, progress: Progress) -> list[str]:
+        started = ((max(progress.step, 1) - 1) // self.every_n_train_steps + 1) * self.active
+        missing = len(self._bound) - started
+        if self.order == "random" or missing <= 0:
+            return []
+        return [
+            f"{self.title}: the run ended after {progress.step} optimizer steps, before the first round did: "
+            f"{missing} of {len(self._bound)} stages never trained.\n  Train longer, or change stages more often"
+        ]
+
+    @property
+    def signature(self) -> Any:
+        draw = f"{self.active} every {self.every_n_train_steps} steps" + (
+            f", seed {self.seed}" if self.order == "random" else ""
+        )
+        staged = [[stage.name, list(stage.patterns)] for stage in self._bound]
+        return [*staged, ["always", as_patterns(self.always or [])], [self.order, draw]]
