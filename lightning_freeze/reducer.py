@@ -7,6 +7,7 @@ reduced, and the replicas drift apart in silence. So the wrapper is built anew w
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ _REFUSED = {
     "DeepSpeedStrategy": "its engine partitions optimizer state for a fixed set of parameters",
     "XLAFSDPStrategy": "it flattens parameters that would have to be frozen one by one",
 }
+
+# The replicas are equal, so nothing has to be sent: 57 ms become 1.3 ms for a ResNet-18. Torch before 2.7 always does.
+_NO_SYNC = {"init_sync": False} if "init_sync" in inspect.signature(DistributedDataParallel).parameters else {}
 
 
 def check_strategy(strategy: Any, owner: str) -> None:
@@ -114,8 +118,7 @@ def rebuild(strategy: Any, *, unused: bool = False) -> bool:
         return False
     old._remove_autograd_hooks()  # type: ignore[no-untyped-call]
     options = strategy._ddp_kwargs
-    # The replicas are equal, so nothing has to be sent: 57 ms become 1.3 ms for a ResNet-18.
-    strategy._ddp_kwargs = {**options, "init_sync": False} | ({"find_unused_parameters": True} if unused else {})
+    strategy._ddp_kwargs = {**options, **_NO_SYNC} | ({"find_unused_parameters": True} if unused else {})
     try:
         strategy.model = strategy._setup_model(old.module)
     finally:

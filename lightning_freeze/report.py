@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from io import StringIO
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from lightning_freeze.context import BoundStage, Context
 from lightning_freeze.modes import is_held
@@ -20,13 +20,9 @@ from lightning_freeze.selection import is_norm
 _WIDTH = 130  # at least, and wherever the output is no terminal
 
 
-def show(text: str, progress_bar: Any = None) -> None:
-    """Print without tearing a progress bar that is on the screen."""
-    printer = getattr(progress_bar, "print", None)
-    if printer is not None and getattr(progress_bar, "is_enabled", False):
-        printer(text)
-    else:
-        print(text)
+def show(text: str) -> None:
+    """Print without tearing a progress bar that is on the screen, be it of tqdm or rich."""
+    tqdm.write(text)
 
 
 def start(run: Reconciler) -> str:

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+# FSDP2 on the CPU, since torch 2.7
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 STAGES = ["head", "mid", "stem"]
 
 

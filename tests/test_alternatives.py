@@ -85,5 +85,10 @@ def test_schedulers_go_on_over_an_unfreezing_here_and_raise_with_backbone_finetu
         for name in ("head", "backbone")
     )
     assert backbone == pytest.approx(0.5 * head, rel=1e-12)
-    with pytest.raises((ValueError, KeyError)):
-        fit(Net(scheduler), BackboneFinetuning(2, backbone_initial_ratio_lr=0.1, should_align=False, verbose=False))
+    theirs = BackboneFinetuning(2, backbone_initial_ratio_lr=0.1, should_align=False, verbose=False)
+    try:
+        trainer = fit(Net(scheduler), theirs)
+    except (ValueError, KeyError):
+        return
+    # torch before 2.7 leaves the new group out in silence: its rate stands still
+    assert trainer.optimizers[0].param_groups[1]["lr"] == trainer.optimizers[0].param_groups[1]["initial_lr"]

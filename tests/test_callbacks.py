@@ -25,7 +25,7 @@ from helpers import (
     trainable,
     trainer,
 )
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, TQDMProgressBar
 from torch import nn
 
 from lightning_freeze import (
@@ -423,3 +423,11 @@ def test_ties_across_stages_train_with_the_first_of_them() -> None:
     assert "stem.0.weight" in seen.seen[1]
     assert "stem.1.weight" not in seen.seen[1]
     assert isinstance(model.mid[0], nn.Linear)
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_table_and_changes_are_printed_beside_a_progress_bar(bar: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(Net(), [bar(), GradualUnfreeze(STAGES)], enable_progress_bar=True)
+    printed = capsys.readouterr().out
+    assert printed.count("lightning_freeze: Net\n") == 1
+    assert printed.count("epoch 1, step 2: unfrozen mid; ") == 1

@@ -167,6 +167,7 @@ class TestTensorHash:
         with pytest.raises(PlanError, match=r"shape \(2, 3\) on the meta device has no values"):
             tensor_hash(torch.zeros(2, 3, device="meta"))
 
+    @pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch before 2.7
     def test_of_a_sharded_tensor_the_local_shard_is_hashed(self, gloo: None) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, distribute_tensor

@@ -151,7 +151,9 @@ def fit(
         torch.utils.data.TensorDataset(StatefulLoader().inputs, StatefulLoader().targets), batch_size=8
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(num_workers|schedule did|not resumable|treespec|not empty).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(num_workers|schedule did|not resumable|treespec|not empty|epoch parameter).*"
+        )
         with LOAD_PLAIN_TYPES_ONLY if safe_load else contextlib.nullcontext():
             trainer.fit(model, StatefulLoader(), validation, ckpt_path=ckpt_path)
     return trainer

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SHARDS_ON_CPU
 from processes import run_ranks
 
+pytestmark = pytest.mark.skipif(not SHARDS_ON_CPU, reason="this torch shards on a GPU only")
 CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", "host", "construction", "best"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from helpers import SHARDS_ON_CPU
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -621,6 +622,7 @@ class TestWrappers:
         assert list(stages_in(model, torch.rand(2, 4))) == ["head", "blocks.0", "blocks.1", "blocks.2", "stem"]
         assert not compiled
 
+    @pytest.mark.skipif(not SHARDS_ON_CPU, reason="this torch shards on a GPU only")
     def test_ddp_and_sharded_models_are_cut_like_the_plain_one(self, gloo: None) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard

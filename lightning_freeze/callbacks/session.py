@@ -151,7 +151,7 @@ class Session:
 
     def _print(self, trainer: Trainer, text: str) -> None:
         if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
-            report.show(text, trainer.progress_bar_callback)
+            report.show(text)
 
     def snapshot(self) -> dict[str, Any]:
         """The weights that train now, all buffers, and the optimizer state that belongs to them."""
