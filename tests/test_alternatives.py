@@ -90,5 +90,5 @@ def test_schedulers_go_on_over_an_unfreezing_here_and_raise_with_backbone_finetu
         trainer = fit(Net(scheduler), theirs)
     except (ValueError, KeyError):
         return
-    # torch before 2.7 leaves the new group out in silence: its rate stands still
-    assert trainer.optimizers[0].param_groups[1]["lr"] == trainer.optimizers[0].param_groups[1]["initial_lr"]
+    # torch before 2.7 leaves the new group out in silence
+    assert "initial_lr" not in trainer.optimizers[0].param_groups[1]

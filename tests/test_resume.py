@@ -325,6 +325,9 @@ def test_the_order_of_the_callbacks_may_change_between_runs(tmp_path: Path) -> N
     assert not differences(expected, resumed)
 
 
+@pytest.mark.skipif(
+    pl.__version__ < "2.6", reason="this Lightning resumes a run that max_steps ended in another place, by itself"
+)
 def test_the_last_checkpoint_of_model_checkpoint_resumes_through_last(tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         keeper = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=7, save_top_k=1)
