@@ -131,16 +131,19 @@ def assert_equal(make: Any, kind: str, stages: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("stages", [STAGES, []], ids=["stages", "the groups that are there"])
 @pytest.mark.parametrize("make", adam_family())
-def test_moment_ratios_are_those_of_the_definition(make: Any, stages: list[str]) -> None:
-    assert_equal(make, "moment_ratio", stages)
+def test_moment_ratios_are_those_of_the_definition(make: Any) -> None:
+    assert_equal(make, "moment_ratio", STAGES)
 
 
-@pytest.mark.parametrize("stages", [STAGES, []], ids=["stages", "the groups that are there"])
 @pytest.mark.parametrize("make", ANY.values(), ids=ANY)
-def test_trust_ratios_are_those_of_the_definition_with_any_optimizer(make: Any, stages: list[str]) -> None:
-    assert_equal(make, "trust_ratio", stages)
+def test_trust_ratios_are_those_of_the_definition_with_any_optimizer(make: Any) -> None:
+    assert_equal(make, "trust_ratio", STAGES)
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_without_stages_each_group_that_is_there_has_a_factor(kind: str) -> None:
+    assert_equal(ANY["AdamW"] if kind == "trust_ratio" else lambda p: AdamW(p, lr=0.02), kind, [])
 
 
 def test_factors_multiply_with_those_beside_and_follow_their_stages() -> None:
