@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import OptimizerError
-from lightning_freeze.gradients import copies, gradient_scale, local, reduced, total
+from lightning_freeze.gradients import gradient_scale, local, reduced, shares, total
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,6 +20,7 @@ def moment_ratios(optimizer: Optimizer) -> Tensor | None:
 
     0 for a group without moments; None when there are none at all.
     """
+    weights = _weights(optimizer)
     figures: list[Tensor | None] = []
     for group in optimizer.param_groups:
         moving = [p for p in group["params"] if _has_moments(optimizer.state.get(p))]
@@ -27,23 +28,31 @@ def moment_ratios(optimizer: Optimizer) -> Tensor | None:
             figures.append(None)
             continue
         ratios = _ratios([optimizer.state[p] for p in moving], group)
-        count = sum(part.numel() / copies(p) for part, p in zip(ratios, moving, strict=True))
-        figures.append(_pair(total(ratios, moving, 1), count))
+        counts = [weights[p] for p in moving]
+        elements = sum(part.numel() * count for part, count in zip(ratios, counts, strict=True))
+        figures.append(_pair(total(ratios, counts, 1), elements))
     return _quotients(figures, optimizer)
 
 
 def trust_ratios(optimizer: Optimizer) -> Tensor | None:
     """|w| / |g| over the parameters of each group that have a gradient `[groups]`; 0 for a group without."""
+    weights = _weights(optimizer)
     figures: list[Tensor | None] = []
     for group in optimizer.param_groups:
         moving = [p for p in group["params"] if p.grad is not None]
         if not moving:
             figures.append(None)
             continue
-        weights = total(local([p.detach() for p in moving]), moving, 2)
-        figures.append(_pair(weights, total(local([p.grad for p in moving]), moving, 2)))
+        counts = [weights[p] for p in moving]
+        values = total(local([p.detach() for p in moving]), counts, 2)
+        figures.append(_pair(values, total(local([p.grad for p in moving]), counts, 2)))
     quotients = _quotients(figures, optimizer)
     return None if quotients is None else quotients.sqrt() * gradient_scale(optimizer)
+
+
+def _weights(optimizer: Optimizer) -> dict[Tensor, float]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return dict(zip(parameters, shares(parameters), strict=True))
 
 
 def _has_moments(state: Mapping[str, Any] | None) -> bool:

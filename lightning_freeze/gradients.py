@@ -5,6 +5,7 @@ With FSDP2 each rank adds up its part of a tensor, and one reduction of all figu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,32 +28,38 @@ def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.coalesce().values() if part.is_sparse else part for part in parts]
 
 
-def copies(tensor: Tensor) -> int:
-    """On how many ranks the part of this one is: 1 for a tensor that is cut up along all dimensions of its mesh."""
+def shares(parameters: Sequence[Tensor]) -> list[float]:
+    """What the part of each parameter on this rank counts, so that adding up over ranks counts each element once.
+
+    Where none is in parts, nothing is added up, and each counts whole.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return [1.0] * len(parameters)
+    return [1 / _copies(parameter) for parameter in parameters]
+
+
+def _copies(tensor: Tensor) -> int:
+    """On how many ranks the same part is."""
     if not isinstance(tensor, DTensor):
-        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    mesh = tensor.device_mesh
-    count = 1
-    for dim, placement in enumerate(tensor.placements):
-        count *= mesh.size(dim) if placement.is_replicate() else 1
-    return count
+        return dist.get_world_size()
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def total(tensors: Sequence[Tensor], like: Sequence[Tensor], power: int) -> Tensor:
-    """The sum of |element| ** power over tensors, as one number on their device; of one rank's parts.
+def total(tensors: Sequence[Tensor], weights: Sequence[float], power: int) -> Tensor:
+    """The sum of |element| ** power over tensors, each weighted, as one number on their device; of one rank's parts.
 
     Args:
         tensors: local ones, at least one.
-        like: the parameters they belong to; where one is on several ranks, each counts its share.
+        weights: of `shares`.
         power: 1 or 2.
     """
-    sharded = any(isinstance(parameter, DTensor) for parameter in like)
     exact = None if tensors[0].dtype == torch.float64 else torch.float32
     found = torch._foreach_norm(list(tensors), power, dtype=exact)
     norms = torch.stack([norm.to(tensors[0].device, exact) for norm in found])
     sums = norms if power == 1 else norms.square()
-    if sharded:
-        sums = sums / sums.new_tensor([copies(parameter) for parameter in like])
+    if set(weights) != {1.0}:
+        sums = sums * sums.new_tensor(weights)
     return sums.sum()
 
 
@@ -66,11 +73,13 @@ def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 def square_norms(optimizer: Optimizer) -> Tensor:
     """The squared norm of the gradient of each group `[groups]`, 0 for one without; unscaled; on the device."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = dict(zip(parameters, shares(parameters), strict=True))
     device = next((p.device for p in parameters if p.grad is not None), torch.device("cpu"))
     figures = []
     for group in optimizer.param_groups:
         having = [p for p in group["params"] if p.grad is not None]
-        found = total(local([p.grad for p in having]), having, 2) if having else torch.zeros(())
+        gradients = local([p.grad for p in having])
+        found = total(gradients, [weights[p] for p in having], 2) if having else torch.zeros(())
         figures.append(found.to(device, non_blocking=True))
     squares: Tensor = reduced(torch.stack(figures), parameters) / gradient_scale(optimizer) ** 2
     return squares

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR
+from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, ProgressiveFreeze
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
@@ -114,6 +114,14 @@ CASES: dict[str, tuple[Any, str, bool]] = {
     "refreeze, one file": (lambda: [FreezeLayers("model.3", 1, 3), FreezeLayers("model.0", stop=2)], "AdamW", False),
     "host": (lambda: [FreezeLayers("model.3", 2, 11, "step", optimizer_state="cpu")], "AdamW", True),
     "construction": (lambda: [FreezeLayers("model.3", 1, 3), FreezeLayers("model.0", stop=2)], "Adagrad", True),
+    "adaptive": (
+        lambda: [
+            ProgressiveFreeze(STAGES[::-1], (0.0, 1.0), metric="grad_norm", percentile=100, verbose=False),
+            *(LayerAdaptiveLR(kind, max_factor=2.0) for kind in ("moment_ratio", "trust_ratio")),
+        ],
+        "AdamW",
+        True,
+    ),
     "best": (lambda: gradual(monitor="val", mode="max", patience=1, restore_best=True), "AdamW", True),
 }
 

@@ -13,11 +13,19 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from two_tasks import TASKS, Batches, TwoTasks
 
-from lightning_freeze import FreezeError, FreezeLayers, TaskFreeze
+from lightning_freeze import (
+    FreezeError,
+    FreezeLayers,
+    LayerAdaptiveLR,
+    ProgressiveFreeze,
+    RotatingUnfreeze,
+    TaskFreeze,
+)
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
 EPOCHS = 2
+STAGES = [["out_a", "out_b"], "trunk", ["in_a", "in_b"]]
 SCHEDULES = {  # the tasks of each batch, by rank
     "differ": (["a", "b", "b", "a", "ab", "a"], ["b", "b", "a", "a", "b", "ab"]),
     # only an earlier batch of a window, on one rank, uses the branch
@@ -77,6 +85,23 @@ CASES: dict[str, Any] = {
     "clipped": lambda: ("differ", TwoTasks(), {"gradient_clip_val": 0.3}, []),
     "manual": lambda: ("early", Manual(make=momentum, set_to_none=False), {}, []),
     "frozen beside": lambda: ("differ", TwoTasks(), {}, [FreezeLayers("trunk", 1, 2)]),
+    "rotating beside": lambda: (
+        "differ",
+        TwoTasks(momentum),
+        {},
+        [
+            RotatingUnfreeze(
+                [["out_a", "out_b"], "in_a", "in_b.0.bias"], always="trunk", every_n_train_steps=2, verbose=False
+            )
+        ],
+    ),
+    "progressive beside": lambda: (
+        "differ",
+        TwoTasks(momentum),
+        {"max_epochs": 4},
+        [ProgressiveFreeze(STAGES, (0.0, 1.0), metric="grad_norm", percentile=100, verbose=False)],
+    ),
+    "adaptive beside": lambda: ("differ", TwoTasks(), {}, [LayerAdaptiveLR(max_factor=2.0)]),
     "same": lambda: ("same", TwoTasks(), {}, []),
     "static graph": lambda: ("differ", TwoTasks(), {"strategy": DDPStrategy(static_graph=True)}, []),
     "sharded": lambda: (
@@ -91,9 +116,11 @@ CASES: dict[str, Any] = {
 class Watch(pl.Callback):
     def __init__(self) -> None:
         self.apart: list[float] = []
+        self.training: list[int] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         mine = torch.cat([tensor.detach().double().flatten() for tensor in module.parameters()])
+        self.training.append(sum(p.requires_grad for p in module.parameters()))
         theirs = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(theirs, mine)
         self.apart.append(max(float((one - mine).abs().max()) for one in theirs))
@@ -121,7 +148,12 @@ def main(folder: str, *cases: str) -> None:
             Path(folder, f"{case}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         else:
             if trainer.is_global_zero:
-                found = {"apart": watch.apart, "unused": watch.unused, "weights": model.state_dict()}
+                found = {
+                    "apart": watch.apart,
+                    "training": watch.training,
+                    "unused": watch.unused,
+                    "weights": model.state_dict(),
+                }
                 torch.save(found, Path(folder, f"{case}.pt"))
 
 

@@ -146,6 +146,17 @@ def test_a_group_of_the_user_that_is_empty_is_kept() -> None:
     assert [(slot.name, slot.names) for slot in slotted.slots] == [("pg1", []), ("stage", ["p"])]
 
 
+def test_parameters_of_one_label_but_of_different_kinds_have_slots_of_their_own() -> None:
+    parameters = {name: nn.Parameter(torch.ones(2)) for name in "abc"}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    labels, kinds = dict.fromkeys("abc", "late"), {"a": ("late", ""), "b": ("late", "late"), "c": ("", "late")}
+    slotted = SlottedOptimizer(
+        SGD(parameters.values(), lr=0.1), [], lambda p: names.get(id(p)), labels, dict.fromkeys("abc", 0.5), kinds
+    )
+    assert [slot.names for slot in slotted.slots] == [["a"], ["b"], ["c"]]
+    assert len({slot.name for slot in slotted.slots}) == 3
+
+
 def test_a_scheduler_made_for_other_groups_is_refused() -> None:
     one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = SGD([one], lr=0.1)

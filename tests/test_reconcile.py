@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, PlanError
+from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR, PlanError, Stage
 from lightning_freeze.modes import is_held
 from lightning_freeze.plan import Progress
 from lightning_freeze.reconcile import Reconciler
@@ -171,3 +171,12 @@ def test_it_serves_a_plain_training_loop() -> None:
         }
         assert moved == [{"2"}, {"0", "2"}, {"0", "1", "2"}][epoch]
     run.close()
+
+
+def test_two_policies_may_mean_different_parameters_by_one_name() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    gradual = GradualUnfreeze([Stage("top", ["2"]), Stage("late", ["1"])])
+    rates = LayerwiseLR(1.0, stages=[Stage("late", ["0"]), Stage("top", ["2"])])
+    run = Reconciler(model, [gradual, rates], [SGD(model.parameters(), lr=0.1)])
+    slots = {tuple(slot.names): slot.label for slot in run.optimizers[0].slots}
+    assert slots == {("0.weight", "0.bias"): "late", ("1.weight", "1.bias"): "late", ("2.weight", "2.bias"): "top"}
