@@ -252,7 +252,7 @@ class Reconciler:
         return sharded or bool(self._sharded)
 
     def rates(self) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer in the step that comes next, warm-up and the like included."""
+        """The learning rate of each slot of each optimizer in the step that comes next, warm-up included."""
         found = []
         for slotted in self.optimizers:
             rates = [group["lr"] for group in slotted.optimizer.param_groups]

@@ -145,7 +145,7 @@ def test_its_place_in_the_list_does_not_matter(name: str) -> None:
 
 BESIDE: dict[str, Callable[[Path], tuple[list[Any], dict[str, Any]]]] = {
     "EarlyStopping": lambda _: ([EarlyStopping("val", patience=1)], {}),
-    "ModelCheckpoint": lambda path: ([ModelCheckpoint(path, monitor="val", save_last=True)], {"enable_checkpointing": True}),
+    "ModelCheckpoint": lambda path: ([ModelCheckpoint(path, save_last=True)], {"enable_checkpointing": True}),
     "StochasticWeightAveraging": lambda _: ([StochasticWeightAveraging(0.01, swa_epoch_start=1)], {}),
     "LearningRateFinder": lambda _: ([LearningRateFinder(num_training_steps=12, update_attr=True)], {}),
     "BatchSizeFinder": lambda _: ([BatchSizeFinder(steps_per_trial=1, max_trials=2)], {}),

@@ -17,6 +17,7 @@ from lightning_freeze import FreezeMonitor, GradualUnfreeze, LayerwiseLR
 from lightning_freeze.cli import main
 from lightning_freeze.config import build, undisturbed
 from lightning_freeze.preview import preview, state_per_element
+from lightning_freeze.preview_report import text
 
 # Beside the config, in a folder of its own: no data may be read, no batch made, no GPU asked for.
 CODE = """
@@ -185,10 +186,8 @@ def test_a_plateau_is_left_alone_and_said_so(folder: Path, capsys: pytest.Captur
 
 
 def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
-    freezes = [{"class_path": "lightning_freeze.FreezeLayers", "init_args": {"patterns": "mid", "start": k, "stop": k + 1}}
-               for k in range(0, 40, 2)]  # fmt: skip
-    from lightning_freeze.preview_report import text
-
+    windows = [{"patterns": "mid", "start": k, "stop": k + 1} for k in range(0, 40, 2)]
+    freezes = [{"class_path": "lightning_freeze.FreezeLayers", "init_args": window} for window in windows]
     said = text(preview([config(folder, *freezes, trainer__max_epochs=40)]))
     assert said.count("epoch ") < 40
     assert re.search(r"epoch 0 +epoch 5 +epoch 10 ", said)

@@ -1,8 +1,8 @@
 """Lightning's averages of weights, SWA and EMA, leave alone what is frozen.
 
-At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them anew in
-an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance, so that what is
-frozen at that moment is put back bit for bit.
+At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them
+anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance, so
+that what is frozen at that moment is put back bit for bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def guard(callbacks: Sequence[Any], run: Callable[[], Reconciler | None]) -> Non
 
 def _guarded(callback: Any, method: str, run: Callable[[], Reconciler | None], *args: Any) -> Any:
     original = getattr(type(callback), method)
-    bound = args if isinstance(vars_of(type(callback), method), staticmethod) else (callback, *args)
+    bound = args if isinstance(_as_defined(type(callback), method), staticmethod) else (callback, *args)
     current = run()
     if current is None:
         return original(*bound)
@@ -52,7 +52,7 @@ def _guarded(callback: Any, method: str, run: Callable[[], Reconciler | None], *
     return result
 
 
-def vars_of(cls: type, method: str) -> Any:
+def _as_defined(cls: type, method: str) -> Any:
     """The attribute as its class has it: a staticmethod stays one."""
     return next(vars(base)[method] for base in cls.__mro__ if method in vars(base))
 

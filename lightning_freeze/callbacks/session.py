@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_freeze import reducer, report
 from lightning_freeze.callbacks import averaging
+from lightning_freeze.callbacks.tuning import FoundRates
 from lightning_freeze.checkpoints import guard, peek
 from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
@@ -54,6 +55,7 @@ class Session:
         self._discovered: Discovered = {}  # one forward for setup and fit start together
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
+        self._found = FoundRates(())
         self._announced = False
         self._finished = False
 
@@ -99,6 +101,7 @@ class Session:
         if unused:
             reducer.rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
+        self._found = FoundRates(trainer.callbacks)  # type: ignore[attr-defined]
         averaging.guard(trainer.callbacks, partial(_reconciler_of, trainer))  # type: ignore[attr-defined]
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
@@ -116,6 +119,7 @@ class Session:
         """Make everything as the policies want it now, and say what changed."""
         self.start(trainer, model)
         assert self.reconciler is not None
+        self._found.spread(self.reconciler)
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
             self._total_steps = self.run_length(trainer)
         progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
