@@ -242,8 +242,8 @@ def test_what_is_wrong_with_the_model_is_said_in_one_message(
 
 def test_files_that_are_no_configs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read: No such file" in refused(capsys, "--config", str(tmp_path / "none.yaml"))
-    for text, message in [("a: [", "is no YAML"), ("- 1", "it holds a list"), ("", "it holds a NoneType")]:
-        (tmp_path / "bad.yaml").write_text(text)
+    for content, message in [("a: [", "is no YAML"), ("- 1", "it holds a list"), ("", "it holds a NoneType")]:
+        (tmp_path / "bad.yaml").write_text(content)
         assert message in refused(capsys, "--config", str(tmp_path / "bad.yaml"))
     assert "must be at least 1" in refused(capsys, "--config", "x.yaml", "--steps-per-epoch", "0")
     assert "must be the path of a" in refused(capsys, "--config", "x.yaml", "--plot", "x.gif")
