@@ -14,7 +14,7 @@ from lightning_freeze.selection import ModelIndex, Patterns, as_patterns, select
 from lightning_freeze.stages import Stage, discover_stages
 
 Discovered = dict[int | None, list[Stage]]  # by the limit of their number
-Stages = str | int | Sequence[str | list[str] | Stage]
+Stages = str | int | Sequence[str | Sequence[str] | Stage]
 
 
 @dataclass(frozen=True)

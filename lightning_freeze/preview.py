@@ -136,7 +136,10 @@ def _check_strategy(strategy: Any, package: str) -> None:
         cls, arguments = registry[strategy]["strategy"], registry[strategy]["init_params"]
     elif (path := getattr(strategy, "class_path", None)) is not None:
         module, _, name = path.rpartition(".")
-        cls, arguments = getattr(import_module(module), name), dict(strategy.get("init_args") or {})
+        cls, arguments = (
+            getattr(import_module(module), name),
+            {**(strategy.get("init_args") or {}), **(strategy.get("dict_kwargs") or {})},
+        )
     else:
         return
     shape = object.__new__(cls)

@@ -251,21 +251,14 @@ class Reconciler:
         sharded = any(is_sharded_tensor(parameter) for parameter in self.index.parameters.values())
         return sharded or bool(self._sharded)
 
-    def rates(self, *, upcoming: bool = False) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer, with the factors of a warm-up or an adaptive rate.
-
-        Args:
-            upcoming: of the step that comes next, in place of the last step's. Before the first step the plain rates
-                stand in for its.
-        """
+    def rates(self) -> list[list[float]]:
+        """The learning rate of each slot of each optimizer in the step that comes next, warm-up included."""
         found = []
-        for place, slotted in enumerate(self.optimizers):
+        for slotted in self.optimizers:
             rates = [group["lr"] for group in slotted.optimizer.param_groups]
-            if self._shapers and upcoming:
+            if self._shapers:
                 factors = self._step_factors(slotted.optimizer, slotted.slots, slotted.steps)
                 rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
-            elif self._shapers:
-                rates = self._shapers[place].used or rates
             found.append([float(rate) for rate in rates])
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Collection, Sequence
 from io import StringIO
 
@@ -60,11 +61,10 @@ def stages(context: Context, bound: Sequence[BoundStage]) -> str:
     for heading in ("parameters", "share", "norm layers"):
         table.add_column(heading, justify="right")
     total = sum(parameter.numel() for parameter in index.parameters.values()) or 1
+    layers = {id(span.module): span for span in index.spans if is_norm(span.module)}.values()  # a shared one once
     for stage in bound:
         size = sum(index.parameters[name].numel() for name in stage.names)
-        norms = sum(
-            is_norm(span.module) and not set(index.under(span.name)).isdisjoint(stage.names) for span in index.spans
-        )
+        norms = sum(not set(index.under(span.name)).isdisjoint(stage.names) for span in layers)
         patterns = "" if stage.patterns == (stage.name,) else "\n".join(stage.patterns)
         table.add_row(stage.name, patterns, f"{size:,}", f"{size / total:.1%}", str(norms or "-"))
     return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{render(table)}"
@@ -115,7 +115,7 @@ def span(values: Sequence[float], form: str) -> str:
 
 
 def _norms(run: Reconciler, names: Collection[str]) -> str:
-    layers = [span for span in run.index.spans if is_norm(span.module)]
+    layers = {id(span.module): span for span in run.index.spans if is_norm(span.module)}.values()
     mine = [span.module for span in layers if set(run.index.entries[span.start : span.stop]) & set(names)]
     held = sum(is_held(layer) or not layer.training for layer in mine)
     if not mine:
@@ -176,10 +176,14 @@ def change(run: Reconciler, done: Change) -> str:
 
 
 def _places(run: Reconciler, names: Sequence[str]) -> str:
-    labels = list(dict.fromkeys(run.labels.get(name, "") for name in names))
-    if all(labels) and len(labels) <= 4:
-        return ", ".join(labels)
-    return f"{len(names)} parameters ({names[0]}" + (f" to {names[-1]})" if len(names) > 1 else ")")
+    labels = Counter(run.labels.get(name, "") for name in names)
+    if "" in labels or len(labels) > 4:
+        return f"{len(names)} parameters ({names[0]}" + (f" to {names[-1]})" if len(names) > 1 else ")")
+    whole = Counter(run.labels.get(name, "") for name, required in run.before.items() if required)
+    return ", ".join(
+        label if count == whole[label] else f"{count} of {whole[label]} tensors of {label}"
+        for label, count in labels.items()
+    )
 
 
 def render(table: Table) -> str:

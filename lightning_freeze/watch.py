@@ -20,6 +20,7 @@ from lightning_freeze.audit import (
     tensors_of,
 )
 from lightning_freeze.fingerprint import hashes_of
+from lightning_freeze.groups import SlottedOptimizer
 from lightning_freeze.reconcile import Change, Reconciler
 
 _SHORT = 10  # optimizer steps; see Watch.follow
@@ -88,14 +89,18 @@ class Watch:
         self._stepped.difference_update(names)
         if self._unseen and not self._handles:
             for slotted in self.run.optimizers:
-                look = partial(self._look, slotted.parameters)
+                look = partial(self._look, slotted)
                 self._handles.append(slotted.optimizer.register_step_post_hook(look))
 
-    def _look(self, parameters: dict[str, Any], *_: Any) -> None:
-        for name in [name for name in self._unseen if name in parameters]:
-            if parameters[name].grad is not None:
+    def _look(self, slotted: SlottedOptimizer, *_: Any) -> None:
+        waiting = [name for name in self._unseen if name in slotted.parameters]
+        if not waiting:
+            return
+        idle = {name for policy in self.run.policies if policy.idles for name in policy.idle(slotted.optimizer)}
+        for name in waiting:
+            if slotted.parameters[name].grad is not None:
                 del self._unseen[name]
-            elif name in self.run.trainable:
+            elif name in self.run.trainable and name not in idle:
                 self._stepped.add(name)
 
     def _without_gradient(self) -> list[Violation]:

@@ -136,7 +136,8 @@ class FreezeAudit(FreezeCallback):
         text = f"{self.title}: {message(violations, when)}"
         if self.on_violation == "raise":
             raise FreezeViolation(
-                f"{text}\n  Written by design, as a momentum teacher is? Name it: ignore=[...]. To go on: on_violation='warn'"
+                f"{text}\n  What is written by design, as a momentum teacher is, belongs into ignore=[...]; "
+                "on_violation='warn' goes on"
             )
         if trainer.is_global_zero:
             warnings.warn(text, stacklevel=2)

@@ -57,6 +57,7 @@ class FreezeMonitor(FreezeCallback):
         self._timeline = Timeline()
         self._changed = False
         self._norms: dict[str, Tensor] = {}
+        self._rates: dict[str, float | None] = {}  # of the step that is being logged
         self._members: dict[str, list[str]] = {}
 
     # ---- the policy decides nothing, and keeps its timeline over a resume
@@ -94,7 +95,9 @@ class FreezeMonitor(FreezeCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self.logs and trainer.loggers and _is_due(trainer):
-            self._norms.update(_norms(_run(trainer), self._members))
+            run = _run(trainer)
+            self._norms.update(_norms(run, self._members))
+            self._rates = stage_rates(run)  # now: at the end of the batch a scheduler may have gone on
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,8 +105,9 @@ class FreezeMonitor(FreezeCallback):
         if not _is_due(trainer):
             return
         run = _run(trainer)
-        if self.logs and trainer.loggers:
-            self._log(trainer, run)
+        if self._rates:  # not within an accumulation window
+            self._log(trainer, run, self._rates)
+            self._rates = {}
         if self.plot is not None:
             self._sample(trainer, run, batch_idx + 1)
 
@@ -133,8 +137,7 @@ class FreezeMonitor(FreezeCallback):
             self._timeline.add(run, _time(trainer, batch), trainer.global_step, change=self._changed)
         self._changed = False
 
-    def _log(self, trainer: Trainer, run: Reconciler) -> None:
-        rates = stage_rates(run)
+    def _log(self, trainer: Trainer, run: Reconciler, rates: dict[str, float | None]) -> None:
         values: dict[str, float] = {
             "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
             "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),

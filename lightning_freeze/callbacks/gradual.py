@@ -65,7 +65,7 @@ class GradualUnfreeze(FreezeCallback):
 
     def __init__(
         self,
-        stages: str | int | list[str | list[str] | Stage] = "auto",
+        stages: str | int | Sequence[str | Sequence[str] | Stage] = "auto",
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
         at: list[int | float] | None = None,

@@ -53,7 +53,7 @@ class LayerAdaptiveLR(FreezeCallback):
         kind: Literal["moment_ratio", "trust_ratio"] = "moment_ratio",
         min_factor: float = 0.0,
         max_factor: float = 10.0,
-        stages: str | int | list[str | list[str] | Stage] | None = None,
+        stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
     ) -> None:
         plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
         if not 0 <= min_factor <= max_factor < math.inf or max_factor == 0:

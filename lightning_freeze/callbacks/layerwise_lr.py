@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
 from lightning_freeze.context import Context, Stages, check_stages
@@ -36,7 +38,7 @@ class LayerwiseLR(FreezeCallback):
         self,
         decay: float | None = None,
         multipliers: dict[str, float] | None = None,
-        stages: str | int | list[str | list[str] | Stage] | None = None,
+        stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
     ) -> None:
         if decay is None and not multipliers:
             raise PlanError(f"{self.title}: give decay, multipliers, or both")

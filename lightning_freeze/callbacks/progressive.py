@@ -57,7 +57,7 @@ class ProgressiveFreeze(FreezeCallback):
 
     def __init__(
         self,
-        stages: str | int | list[str | list[str] | Stage] = "auto",
+        stages: str | int | Sequence[str | Sequence[str] | Stage] = "auto",
         span: tuple[float, float] = (0.5, 1.0),
         curve: Literal["cosine", "linear"] = "cosine",
         metric: Literal["grad_norm"] | None = None,

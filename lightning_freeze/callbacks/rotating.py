@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_freeze import plan
@@ -50,7 +51,7 @@ class RotatingUnfreeze(FreezeCallback):
 
     def __init__(
         self,
-        stages: str | int | list[str | list[str] | Stage] = "auto",
+        stages: str | int | Sequence[str | Sequence[str] | Stage] = "auto",
         active: int = 1,
         always: str | list[str] | None = None,
         every_n_train_steps: int = 100,

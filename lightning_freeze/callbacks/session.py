@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_freeze import reducer, report
+from lightning_freeze.callbacks import averaging
+from lightning_freeze.callbacks.tuning import FoundRates
 from lightning_freeze.checkpoints import guard, peek
 from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
@@ -52,6 +55,7 @@ class Session:
         self._discovered: Discovered = {}  # one forward for setup and fit start together
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
+        self._found = FoundRates(())
         self._announced = False
         self._finished = False
 
@@ -97,6 +101,8 @@ class Session:
         if unused:
             reducer.rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
+        self._found = FoundRates(trainer.callbacks)  # type: ignore[attr-defined]
+        averaging.guard(trainer.callbacks, partial(_reconciler_of, trainer))  # type: ignore[attr-defined]
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
         else:
@@ -113,6 +119,7 @@ class Session:
         """Make everything as the policies want it now, and say what changed."""
         self.start(trainer, model)
         assert self.reconciler is not None
+        self._found.spread(self.reconciler)
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
             self._total_steps = self.run_length(trainer)
         progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
@@ -212,6 +219,11 @@ def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
     """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
     returned = [config.scheduler for config in trainer.lr_scheduler_configs]
     return returned + [value for value in vars(model).values() if isinstance(value, LRScheduler)]
+
+
+def _reconciler_of(trainer: Trainer) -> Reconciler | None:
+    session = last_session(trainer)
+    return session.reconciler if session is not None and not session.over else None
 
 
 def _is_whole(model: LightningModule) -> bool:
