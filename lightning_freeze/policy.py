@@ -132,14 +132,19 @@ class Policy:
 
     @property
     def shapes_steps(self) -> bool:
-        """Whether `step_factors` is to be asked before each update."""
+        """Whether `observe` and `step_factors` are to be asked before each update."""
         return False
 
-    def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
-        """Factors of the rates of the slots for the update about to happen, after `steps` earlier ones; None: all 1.
+    def observe(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> None:
+        """Look at the gradients of the update about to happen, after `steps` earlier ones of this optimizer.
 
-        Asked when the gradients are those of the update. An optimizer whose `step` calls that of its base class
-        asks again, with the same `steps`.
+        An optimizer whose `step` calls that of its base class calls again, with the same `steps`.
+        """
+
+    def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
+        """Factors of the rates of the slots for the next update, after `steps` earlier ones; None: all 1.
+
+        Asked right before the update, and whenever somebody wants to know the rates.
         """
         return None
 

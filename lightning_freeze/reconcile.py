@@ -106,7 +106,7 @@ class Reconciler:
         self._idling = [policy for policy in self.policies if policy.idles]
         self._shaping = [policy for policy in self.policies if policy.shapes_steps]
         shaped = self.optimizers if self._idling or self._shaping else []
-        self._shapers = [StepShaper(slotted, self._drop_idle, self._step_factors) for slotted in shaped]
+        self._shapers = [StepShaper(slotted, self._drop_idle, self._observe, self._step_factors) for slotted in shaped]
         for policy in self.policies:
             policy.load_state_of_run({})
 
@@ -125,6 +125,10 @@ class Reconciler:
         homeless = [name for name in self.index.parameters if name in trains and name not in homes]
         for name, (place, group) in [(name, home_of(name, homes, ndims)) for name in homeless]:
             join(optimizers[place], name, self.index.parameters[name], group)
+
+    def _observe(self, slotted: SlottedOptimizer) -> None:
+        for policy in self._shaping:
+            policy.observe(slotted.optimizer, slotted.slots, slotted.steps)
 
     def _step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> list[Any]:
         product: list[Any] = [1.0] * len(slots)

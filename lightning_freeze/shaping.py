@@ -27,14 +27,20 @@ class StepShaper:
     Args:
         slotted: the optimizer.
         drop_idle: takes away the gradients of what must not move.
+        observe: looks at the gradients of the update; once for each.
         factors: (optimizer, slots, earlier steps) -> one factor per slot.
     """
 
     def __init__(
-        self, slotted: SlottedOptimizer, drop_idle: Callable[[SlottedOptimizer], None], factors: StepFactors
+        self,
+        slotted: SlottedOptimizer,
+        drop_idle: Callable[[SlottedOptimizer], None],
+        observe: Callable[[SlottedOptimizer], None],
+        factors: StepFactors,
     ) -> None:
         self._slotted = slotted
         self._drop_idle = drop_idle
+        self._observe = observe
         self._factors = factors
         self._plain: list[Any] | None = None
         self.used: list[Any] = []  # the rates of the last step, one per slot
@@ -63,6 +69,7 @@ class StepShaper:
         self._drop_idle(self._slotted)  # a closure that is called again makes the gradients again
         if self._plain is not None:  # but the rates are scaled
             return
+        self._observe(self._slotted)
         groups = self._slotted.optimizer.param_groups
         factors = self._factors(self._slotted.optimizer, self._slotted.slots, self._slotted.steps)
         self._plain = [group["lr"] for group in groups]

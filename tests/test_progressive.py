@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import SGD, Adagrad, AdamW, NAdam, RMSprop
 
-from lightning_freeze import PlanError, ProgressiveFreeze
+from lightning_freeze import FreezeMonitor, PlanError, ProgressiveFreeze
 from lightning_freeze.convergence import GradientNorms, converged, percentile, relative_changes
 
 MAKERS: dict[str, Any] = {
@@ -111,6 +111,17 @@ def test_by_the_gradient_the_stages_next_to_the_input_freeze_when_they_have_sett
     # 0.01, 0.5, 1.0: the stem; 0, 0: none is below the median of equals; 0.007, 1.0: the middle; the head never
     assert steps.training[::3] == ["hms", "hms", "hm", "hm", "h"]
     assert steps.factors[-1] == {"head": 1.0}
+
+
+def test_who_asks_for_the_rates_between_steps_does_not_change_what_is_measured(tmp_path: Path) -> None:
+    def norms(*others: Any) -> Any:
+        callback = ProgressiveFreeze(STAGES, span=(0.0, 1.0), metric="grad_norm", verbose=False)
+        fit(Net(), [callback, *others], epochs=2, steps=3, log_every_n_steps=1)
+        return callback._norms.record()
+
+    alone = norms()
+    assert alone["before"]
+    assert norms(FreezeMonitor(plot=str(tmp_path / "timeline.svg"))) == alone
 
 
 @pytest.mark.parametrize(("span", "first"), [((0.0, 1.0), 2), ((0.5, 1.0), 3), ((0.0, 0.3), None)])

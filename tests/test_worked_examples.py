@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import middle_layer
+import per_layer_rates
 import pitfalls
 import pytest
 from lightning.pytorch.cli import LightningCLI
@@ -77,3 +78,25 @@ class TestPitfalls:
         said = capsys.readouterr().out
         assert "epoch 1, step 2: frozen 4 parameters (backbone.0.weight to backbone.1.bias)" in said
         assert "FreezeAudit: 5 audits, 7 frozen tensors" in said
+
+
+class TestPerLayerRates:
+    def test_four_schedules_scale_the_factors_of_the_stages_and_the_picture_is_drawn(self, tmp_path: Path) -> None:
+        path = per_layer_rates.main(str(tmp_path), epochs=4, steps=4)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("name", list(per_layer_rates.RUNS)[:2])
+    def test_each_stage_has_half_the_rate_of_the_one_above_it(self, name: str, tmp_path: Path) -> None:
+        rates = per_layer_rates.rates_of(name, tmp_path, epochs=1, steps=4)
+        head, *below = [rates[stage] for stage in ("model.fc", "model.layer4", "model.layer3", "model.layer_12_2")]
+        assert len(head) == 4
+        for depth, stage in enumerate(below, start=1):
+            assert [rate for _, rate in stage] == pytest.approx([rate * 0.5**depth for _, rate in head])
+
+    def test_the_yaml_unfreezes_a_stage_per_epoch(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        plot = f"--trainer.callbacks.plot={tmp_path / 'rates.png'}"
+        run_yaml("per_layer_rates", monkeypatch, plot)
+        assert "epoch 3, step 6: unfrozen model.layer[12]+2" in capsys.readouterr().out
+        assert (tmp_path / "rates.png").exists()

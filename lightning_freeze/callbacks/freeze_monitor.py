@@ -65,6 +65,10 @@ class FreezeMonitor(FreezeCallback):
     def bind(self, context: Context) -> Binding:
         return Binding()
 
+    @property
+    def shapes_steps(self) -> bool:
+        return self.logs  # so that the rates of a step are kept: when it is logged, schedulers have gone on
+
     def changed(self, run: Reconciler, done: Change) -> None:
         self._changed = True
 
@@ -94,6 +98,7 @@ class FreezeMonitor(FreezeCallback):
             self._sample(trainer, _run(trainer), batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.logs and trainer.loggers and _is_due(trainer):
             run = _run(trainer)
             self._norms.update(_norms(run, self._members))

@@ -15,7 +15,8 @@ from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.context import Context, check_stages
 from lightning_freeze.errors import PlanError
 from lightning_freeze.groups import Slot
-from lightning_freeze.policy import Binding
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import Binding, Row
 from lightning_freeze.stages import Stage
 
 
@@ -69,9 +70,14 @@ class LayerAdaptiveLR(FreezeCallback):
         self.stages = stages
         self.factors: dict[str, float] = {}
         self._prefixes: dict[int, str] = {}
+        self._rows: list[Row] = []
+
+    def rows(self, progress: Progress) -> list[Row]:
+        return self._rows
 
     def bind(self, context: Context) -> Binding:
         stages = [] if self.stages is None else context.stages(self.stages, self.title)
+        self._rows = [Row(stage.name, stage.patterns, "always", stage.names) for stage in stages]
         return Binding(labels={name: stage.name for stage in stages for name in stage.names})
 
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:

@@ -8,7 +8,8 @@ from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.callbacks.gradual import GradualUnfreeze
 from lightning_freeze.context import Context, Stages, check_stages
 from lightning_freeze.errors import PlanError
-from lightning_freeze.policy import Binding
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import Binding, Row
 from lightning_freeze.rates import check_rates, rate_factors
 from lightning_freeze.stages import Stage
 
@@ -45,13 +46,23 @@ class LayerwiseLR(FreezeCallback):
         check_rates(decay, multipliers, self.title)
         if stages is not None:
             check_stages(stages, self.title)
+        self._rows: list[Row] = []
         self.decay = decay
         self.multipliers = multipliers
         self.stages = stages
 
     def bind(self, context: Context) -> Binding:
-        labels, factors = rate_factors(context, self.decay, self.multipliers, self._stages(context), self.title)
+        stages = self._stages(context)
+        labels, factors = rate_factors(context, self.decay, self.multipliers, stages, self.title)
+        own = self.stages is not None or not any(isinstance(policy, GradualUnfreeze) for policy in context.policies)
+        self._rows = [
+            Row(stage.name, stage.patterns, "always", stage.names)
+            for stage in (context.stages(stages, self.title) if own and self.decay is not None else [])
+        ]
         return Binding(labels=labels, factors=factors)
+
+    def rows(self, progress: Progress) -> list[Row]:
+        return self._rows
 
     def _stages(self, context: Context) -> Stages:
         if self.stages is not None:

@@ -10,7 +10,6 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_freeze import gradients, plan, reducer
-from lightning_freeze._lightning import LightningModule, Trainer
 from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.context import BoundStage, Context, check_stages
 from lightning_freeze.convergence import GradientNorms, converged
@@ -84,7 +83,6 @@ class ProgressiveFreeze(FreezeCallback):
         self._place: dict[str, int] = {}
         self._frozen_after: list[frozenset[str]] = []
         self._total: int | None = None
-        self._step = 0
         self._frozen = 0  # how many stages, from the input
         self._norms = GradientNorms()
 
@@ -137,20 +135,21 @@ class ProgressiveFreeze(FreezeCallback):
     def shapes_steps(self) -> bool:
         return True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._step = trainer.global_step
+    def observe(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> None:
+        if self.metric is not None:
+            self._accumulate(optimizer, self._places(slots), steps)
 
     def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
-        places = [self._place.get(slot.names[0]) if slot.names else None for slot in slots]
         if self.metric is not None:
-            self._accumulate(optimizer, places, steps)
             return None
-        return [1.0 if place is None else self._factor(place) for place in places]
+        return [1.0 if place is None else self._factor(place, steps) for place in self._places(slots)]
 
-    def _factor(self, place: int) -> float:
+    def _places(self, slots: Sequence[Slot]) -> list[int | None]:
+        return [self._place.get(slot.names[0]) if slot.names else None for slot in slots]
+
+    def _factor(self, place: int, steps: int) -> float:
         end = self._ends[place].step(self._total) if place < len(self._ends) else self._total
-        done = min(self._step / end, 1.0) if end else 0.0
+        done = min(steps / end, 1.0) if end else 0.0
         return 0.5 * (1 + math.cos(math.pi * done)) if self.curve == "cosine" else 1 - done
 
     def _accumulate(self, optimizer: Optimizer, places: Sequence[int | None], steps: int) -> None:
