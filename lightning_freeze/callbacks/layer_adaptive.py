@@ -15,7 +15,8 @@ from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.context import Context, check_stages
 from lightning_freeze.errors import PlanError
 from lightning_freeze.groups import Slot
-from lightning_freeze.policy import Binding
+from lightning_freeze.plan import Progress
+from lightning_freeze.policy import Binding, Row
 from lightning_freeze.stages import Stage
 
 
@@ -37,6 +38,7 @@ class LayerAdaptiveLR(FreezeCallback):
         max_factor: largest factor.
         stages: None: the groups that are there (yours, and the stages of the callbacks beside it). Otherwise as in
             `GradualUnfreeze`: each stage is a group.
+        verbose: print the table at the start, on rank 0.
 
     Raises:
         PlanError: arguments that cannot work.
@@ -54,6 +56,7 @@ class LayerAdaptiveLR(FreezeCallback):
         min_factor: float = 0.0,
         max_factor: float = 10.0,
         stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
+        verbose: bool = True,
     ) -> None:
         plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
         if not 0 <= min_factor <= max_factor < math.inf or max_factor == 0:
@@ -67,11 +70,15 @@ class LayerAdaptiveLR(FreezeCallback):
         self.min_factor = float(min_factor)
         self.max_factor = float(max_factor)
         self.stages = stages
+        self.verbose = verbose
         self.factors: dict[str, float] = {}
         self._prefixes: dict[int, str] = {}
+        self._names: list[str] = []
 
     def bind(self, context: Context) -> Binding:
         stages = [] if self.stages is None else context.stages(self.stages, self.title)
+        staged = [name for stage in stages for name in stage.names]
+        self._names = staged or list(context.index.parameters)
         return Binding(labels={name: stage.name for stage in stages for name in stage.names})
 
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
@@ -107,3 +114,7 @@ class LayerAdaptiveLR(FreezeCallback):
             logged = {f"factor/{name}": factor for name, factor in self.factors.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def rows(self, progress: Progress) -> list[Row]:
+        times = f"each step's rate times {self.min_factor:g} to {self.max_factor:g}"
+        return [Row(self.title, [self.kind], times, self._names)]
