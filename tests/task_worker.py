@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from branches import TASKS, Batches, TwoTasks
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from two_tasks import TASKS, Batches, TwoTasks
 
 from lightning_freeze import (
     FreezeError,

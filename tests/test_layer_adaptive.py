@@ -10,14 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from branches import TASKS, TwoTasks
+from branches import Batches as Tasks
 from helpers import STAGES, Batches, Net, NeverTrains, fit, tensors, trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
-from two_tasks import TASKS, TwoTasks
-from two_tasks import Batches as Tasks
 
 from lightning_freeze import GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, OptimizerError, PlanError, TaskFreeze
 from lightning_freeze.adaptive import moment_ratios, trust_ratios

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from processes import launch
+from branches import batch_of, branch
+from processes import run_ranks
 from task_worker import CASES, EPOCHS, SCHEDULES
-from two_tasks import batch_of, branch
 
 REFUSED = ["static graph", "sharded"]
 TRAINED = [case for case in CASES if case not in REFUSED]
@@ -18,7 +18,7 @@ TRAINED = [case for case in CASES if case not in REFUSED]
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tasks")
-    launch("task_worker.py", folder, *CASES)
+    run_ranks("task_worker.py", folder, *CASES)
     found = {path.stem: torch.load(path) for path in folder.glob("*.pt")}
     return found | {path.stem: path.read_text() for path in Path(folder).glob("*.txt")}
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from branches import ALTERNATING, TASKS, Batches, TwoTasks, batch_of, branch, by_hand
 from helpers import NeverTrains, fit, moved, tensors, trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, NAdam, RMSprop
-from two_tasks import ALTERNATING, TASKS, Batches, TwoTasks, batch_of, branch, by_hand
 
 from lightning_freeze import (
     FreezeLayers,

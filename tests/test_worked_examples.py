@@ -6,10 +6,15 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import emoji_data
+import layer_adaptive
 import middle_layer
 import per_layer_rates
 import pitfalls
+import progressive
 import pytest
+import rotating
+import two_tasks
 from lightning.pytorch.cli import LightningCLI
 
 EXAMPLES = Path(middle_layer.__file__).parent
@@ -100,3 +105,55 @@ class TestPerLayerRates:
         run_yaml("per_layer_rates", monkeypatch, plot)
         assert "epoch 3, step 6: unfrozen model.layer[12]+2" in capsys.readouterr().out
         assert (tmp_path / "rates.png").exists()
+
+
+class TestTwoTasks:
+    def test_there_are_as_many_emoji_with_picture_name_and_category_as_the_page_says(self) -> None:
+        seen, read, kinds = emoji_data.emoji()
+        assert seen.shape == (1898, 3, emoji_data.SIDE, emoji_data.SIDE)
+        assert read.shape == (1898, emoji_data.PIECES)
+        assert set(kinds.tolist()) == set(range(emoji_data.CLASSES))
+
+    def test_a_branch_strays_in_steps_of_the_other_task_only_without_the_callback(self) -> None:
+        found = two_tasks.main(epochs=1, steps=12)
+        for task in two_tasks.TASKS:
+            assert found["without"][f"{task}_strayed"] > 0
+            assert found["TaskFreeze"][f"{task}_strayed"] == 0
+            assert 0 < found["TaskFreeze"][f"{task}_accuracy"] < 1
+
+    def test_the_yaml_runs(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        run_yaml("two_tasks", monkeypatch, "--trainer.max_epochs=1")
+        assert "with its batches" in capsys.readouterr().out
+
+
+class TestOnDigits:
+    def test_rotating_holds_the_state_of_what_is_active(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (whole, _), (drawn, _), (in_turn, _) = rotating.main(epochs=1).values()
+        model = rotating.DigitNet()
+        block, ends = (2 * 4 * sum(p.numel() for p in part.parameters()) for part in (model.blocks[0], model.stem))
+        head = 2 * 4 * sum(p.numel() for p in model.head.parameters())
+        assert (whole, drawn, in_turn) == (4 * block + ends + head, block + ends + head, max(head, block))
+        run_yaml("rotating", monkeypatch)
+        assert "; frozen blocks." in capsys.readouterr().out
+
+    def test_progressive_trains_less_and_less(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (never, _), (by_clock, _), (by_gradient, _) = progressive.main(epochs=5).values()
+        assert never == 1
+        assert by_clock < 1
+        assert by_gradient < 1
+        run_yaml("progressive", monkeypatch)
+        assert "epoch 9, step 18: frozen blocks.3" in capsys.readouterr().out
+
+    def test_a_trust_ratio_lets_sgd_learn_where_its_rate_does_not(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (none, plain), (factors, adapted), _, (moments, _) = layer_adaptive.main(epochs=4).values()
+        assert none == {}
+        assert adapted > plain + 0.1
+        assert set(factors) == set(moments) == set(layer_adaptive.ALL)
+        run_yaml("layer_adaptive", monkeypatch)
+        assert "each step's rate times" in capsys.readouterr().out

@@ -38,6 +38,7 @@ class LayerAdaptiveLR(FreezeCallback):
         max_factor: largest factor.
         stages: None: the groups that are there (yours, and the stages of the callbacks beside it). Otherwise as in
             `GradualUnfreeze`: each stage is a group.
+        verbose: print the table at the start, on rank 0.
 
     Raises:
         PlanError: arguments that cannot work.
@@ -55,6 +56,7 @@ class LayerAdaptiveLR(FreezeCallback):
         min_factor: float = 0.0,
         max_factor: float = 10.0,
         stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
+        verbose: bool = True,
     ) -> None:
         plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
         if not 0 <= min_factor <= max_factor < math.inf or max_factor == 0:
@@ -68,16 +70,16 @@ class LayerAdaptiveLR(FreezeCallback):
         self.min_factor = float(min_factor)
         self.max_factor = float(max_factor)
         self.stages = stages
+        self.verbose = verbose
         self.factors: dict[str, float] = {}
         self._prefixes: dict[int, str] = {}
         self._rows: list[Row] = []
 
-    def rows(self, progress: Progress) -> list[Row]:
-        return self._rows
-
     def bind(self, context: Context) -> Binding:
         stages = [] if self.stages is None else context.stages(self.stages, self.title)
-        self._rows = [Row(stage.name, stage.patterns, "always", stage.names) for stage in stages]
+        times = f"each step's rate times {self.min_factor:g} to {self.max_factor:g}"
+        self._rows = [Row(stage.name, stage.patterns, times, stage.names) for stage in stages]
+        self._rows = self._rows or [Row(self.title, [self.kind], times, list(context.index.parameters))]
         return Binding(labels={name: stage.name for stage in stages for name in stage.names})
 
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
@@ -113,3 +115,6 @@ class LayerAdaptiveLR(FreezeCallback):
             logged = {f"factor/{name}": factor for name, factor in self.factors.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def rows(self, progress: Progress) -> list[Row]:
+        return self._rows
