@@ -17,6 +17,8 @@ import rotating
 import two_tasks
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_freeze.cli import main
+
 EXAMPLES = Path(middle_layer.__file__).parent
 SHORT = [
     "--trainer.limit_train_batches=2",
@@ -157,3 +159,25 @@ class TestOnDigits:
         assert set(factors) == set(moments) == set(layer_adaptive.ALL)
         run_yaml("layer_adaptive", monkeypatch)
         assert "each step's rate times" in capsys.readouterr().out
+
+
+class TestStaged:
+    def test_the_yaml_trains_with_a_proof_and_a_picture(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_yaml(
+            "staged",
+            monkeypatch,
+            f"--trainer.logger.init_args.save_dir={tmp_path}",
+            f"--trainer.callbacks.plot={tmp_path / 'run.png'}",  # of the last callback in the list
+        )
+        said = capsys.readouterr().out
+        assert "unfrozen blocks.1;" in said
+        assert "unfrozen 4 of 6 tensors of blocks.0+1;" in said
+        assert "FreezeAudit: 7 audits" in said
+        assert (tmp_path / "run.png").exists()
+        assert "freeze/grad_norm/head" in next(tmp_path.rglob("metrics.csv")).read_text()
+
+    def test_its_preview_says_the_same(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["preview", "--config", str(EXAMPLES / "staged.yaml")]) == 0
+        assert "6 epochs, 174 optimizer steps, AdamW" in capsys.readouterr().out
