@@ -282,7 +282,8 @@ def outcome(build: Callable[[], pl.LightningModule]) -> str:
 
 ABOUT = """# Optimizers and models of other libraries
 
-Written by `python tests/zoo.py`, with {versions}; `pytest -m zoo` runs the same cases as tests. Each is trained for
+Written by `python tests/zoo.py`, with {versions}.
+`pytest -m zoo` runs the same cases as tests. Each is trained for
 {epochs} epochs in three stages with `GradualUnfreeze` and `LayerwiseLR`, and resumed before an unfreezing and after the
 last. *Yes* means: nothing frozen moved by a bit, nor its BatchNorm statistics; every parameter that had a gradient
 moved; the optimizer held exactly what trained; and both resumed runs ended with the bits of the run that never stopped.
