@@ -50,7 +50,7 @@ def _affine(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rebuild(plain: type[_BatchNorm], rebuild: Any, *arguments: Any) -> Any:
-    return rebuild(_lean_class(plain), *arguments)
+    return rebuild(_lean_class(cast(Any, plain)), *arguments)
 
 
 @cache
@@ -90,7 +90,7 @@ def make_lean(module: nn.Module) -> None:
         True
     """
     if can_be_lean(module) and not is_lean(module):
-        module.__class__ = _lean_class(type(module))
+        module.__class__ = _lean_class(cast(Any, type(module)))
 
 
 def make_plain(module: nn.Module) -> None:
