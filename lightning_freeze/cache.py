@@ -424,7 +424,7 @@ class PrefixCache:
         """Turn off when a whole epoch that began with rows found none of them: the inputs are new each time."""
         tally = self.tally
         if not self.off and tally.before and tally.epoch_rows and not tally.epoch_found:
-            self.turn_off("no row came a second time in a whole epoch; are inputs augmented at random?")
+            self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
         tally.before = self._shelf is not None and bool(self._shelf.store.bytes)
         tally.epoch_found = tally.epoch_rows = 0
 
@@ -452,7 +452,7 @@ class PrefixCache:
         self.forget()
         self.off = why
         if alarm:
-            self.warn(f"FeatureCache is off: {why}.")
+            self.warn(f"FeatureCache is off: {why.removesuffix('.')}.")
 
     def close(self) -> None:
         """Give memory and files back. A closed cache runs steps as they are."""
