@@ -47,7 +47,7 @@ class Guard:
             for name, value in slots.items()
         ]
         self._versions = self._marks()
-        self._views = [_sampled(tensor) for tensor in self._tensors]
+        self._views = _by_kind(_sampled(tensor) for tensor in self._tensors)
         self._sampled = _bits(self._views)
 
     def broken(self) -> str:
@@ -95,18 +95,25 @@ def _whole(tensor: Tensor) -> bool:
 def _sampled(tensor: Tensor) -> Tensor:
     """A view of some of its numbers: of all, where they are few."""
     flat = tensor.detach()
-    if _whole(tensor) or not tensor.numel():
+    if not flat.numel():
         return flat
     span = sum((size - 1) * step for size, step in zip(flat.shape, flat.stride(), strict=True)) + 1
-    return flat.as_strided((-(-span // (step := max(1, span // _SAMPLE))),), (step,))
+    step = 1 if _whole(tensor) else max(1, span // _SAMPLE)
+    return flat.as_strided((-(-span // step),), (step,))
 
 
-def _bits(views: Sequence[Tensor]) -> list[Tensor]:
-    """The bits of many views, those of one dtype and device together."""
+def _by_kind(views: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those of one dtype and device together, flat."""
     kinds: dict[Any, list[Tensor]] = {}
     for view in views:
-        kinds.setdefault((view.dtype, view.device), []).append(view.reshape(-1))
-    return [torch.cat(same).view(torch.uint8) for same in kinds.values() if sum(map(len, same))]
+        if view.numel():
+            kinds.setdefault((view.dtype, view.device), []).append(view)
+    return list(kinds.values())
+
+
+def _bits(views: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The bits of many views."""
+    return [torch.cat(same).view(torch.uint8) for same in views]
 
 
 def _equal(one: Any, other: Any) -> bool:

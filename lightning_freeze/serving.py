@@ -237,8 +237,7 @@ def _same(leaf: Any, recorded: Any) -> bool:
 
 def conditions() -> tuple[Any, ...]:
     """What outputs hang on beside inputs and weights."""
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    autocast = [(torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in devices]
+    autocast = [(torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in ("cpu", "cuda")]
     return (
         torch.is_grad_enabled(),
         *autocast,

@@ -388,7 +388,19 @@ SAVES: dict[Any, tuple[str, float]] = {  # which part works how much less
     Prompted: ("stem", 0.7),
     Hooked: ("stem", 0.7),
 }
-OTHERS = [Branching, BranchingLater, Phases, Coupled, Conditioned, Mixed, Noisy, Dropping, Twice, SeveralUsed, Statistics]
+OTHERS = [
+    Branching,
+    BranchingLater,
+    Phases,
+    Coupled,
+    Conditioned,
+    Mixed,
+    Noisy,
+    Dropping,
+    Twice,
+    SeveralUsed,
+    Statistics,
+]
 
 
 @pytest.mark.parametrize("make", [*SAVES, *OTHERS], ids=lambda make: make.__name__)
