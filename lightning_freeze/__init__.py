@@ -1,6 +1,7 @@
 """Lightning callbacks for fine-tuning: staged unfreezing, per-layer learning rates, BatchNorm in eval mode."""
 
 from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
+from lightning_freeze.callbacks.feature_cache import FeatureCache
 from lightning_freeze.callbacks.freeze_audit import FreezeAudit
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers
 from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormEval",
+    "FeatureCache",
     "FreezeAudit",
     "FreezeError",
     "FreezeLayers",

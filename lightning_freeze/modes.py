@@ -93,6 +93,11 @@ class FrozenView:
         """Which of these modules train nothing; one without parameters follows the module it lies in."""
         return set(places) & self._with_subtrees([place for place, _, _ in self._ranges_frozen()])
 
+    def train_nothing(self, places: Collection[int]) -> set[int]:
+        """Which of these modules have no parameter that trains, with none at all among them."""
+        spans = self.index.spans
+        return {place for place in places if not any(self._flags[spans[place].start : spans[place].stop])}
+
     def frozen_modules(self, mine: Collection[str]) -> set[int]:
         """Modules to run in eval mode because of the frozen parameters `mine`.
 

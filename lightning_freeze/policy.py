@@ -106,6 +106,10 @@ class Policy:
     def changed(self, run: Reconciler, done: Change) -> None:
         """Hear what a call of `reconcile` did, after it did anything; for policies that watch, not decide."""
 
+    def lean(self, view: FrozenView) -> set[int]:
+        """The normalisation layers that, while they are held, should save no input for the backward pass."""
+        return set()
+
     @property
     def needs_run_length(self) -> bool:
         """Whether `wants` depends on the number of optimizer steps of the whole run."""
@@ -154,6 +158,10 @@ class Policy:
 
     def rows(self, progress: Progress) -> list[Row]:
         """Lines of the table at the start."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """Lines under the table at the start: what a user may not expect."""
         return []
 
     def warnings(self, progress: Progress) -> list[str]:

@@ -16,6 +16,7 @@ from lightning_freeze import snapshot
 from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.groups import Slot, SlottedOptimizer, home_of, join
+from lightning_freeze.lean_norm import make_lean, make_plain
 from lightning_freeze.modes import FrozenView, hold, release
 from lightning_freeze.plan import Progress
 from lightning_freeze.policy import PLACEMENTS, Binding, Placement, Policy, Wants
@@ -89,6 +90,7 @@ class Reconciler:
         self._twins = _twins(self.index)
         self._sharded = [span.module for span in self.index.spans if is_sharded(span.module)]
         self.held: frozenset[int] = frozenset()
+        self._lean: frozenset[int] = frozenset()
         self._modes_before: dict[int, bool] = {}
         self.wants: list[Wants] = []
         self.progress = Progress()
@@ -247,6 +249,8 @@ class Reconciler:
             self._modes_before.setdefault(place, spans[place].module.training)
             hold(spans[place].module)
         self.held = wanted
+        lean = set[int]().union(*(policy.lean(self._view) for policy in self.policies))
+        self._make_lean(frozenset(self._twins.get(place, place) for place in lean) & wanted)
         return tuple([spans[place].name for place in fresh]), tuple([spans[place].name for place in released])
 
     @property
@@ -266,6 +270,13 @@ class Reconciler:
             found.append([float(rate) for rate in rates])
         return found
 
+    def _make_lean(self, wanted: frozenset[int]) -> None:
+        for place in self._lean - wanted:
+            make_plain(self.index.spans[place].module)
+        for place in wanted - self._lean:
+            make_lean(self.index.spans[place].module)
+        self._lean = wanted
+
     def next_step(self) -> float:
         """The optimizer step at which to reconcile next, if it lies within an epoch."""
         return min((policy.next_step(self.progress) for policy in self.policies), default=float("inf"))
@@ -276,6 +287,7 @@ class Reconciler:
             shaper.close()
         for name, required in self.before.items():
             self.index.parameters[name].requires_grad_(required)
+        self._make_lean(frozenset())
         for place in self.held:
             release(self.index.spans[place].module)
         self.held = frozenset()

@@ -44,7 +44,7 @@ def start(run: Reconciler) -> str:
         table.add_row(*_cells(run, Row(*_name_of_rest(run), rest)))
     table.add_section()
     table.add_row(*_cells(run, Row("all", (), "", list(run.index.parameters))))
-    return "\n".join([render(table), *_remarks(run)])
+    return "\n".join([render(table), *_remarks(run), *(line for policy in run.policies for line in policy.remarks())])
 
 
 def _rest(run: Reconciler, rows: Sequence[Row]) -> list[str]:

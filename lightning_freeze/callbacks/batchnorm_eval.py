@@ -8,6 +8,7 @@ from lightning_freeze import plan
 from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.context import Context
 from lightning_freeze.errors import PatternError, PlanError
+from lightning_freeze.lean_norm import can_be_lean
 from lightning_freeze.modes import FrozenView
 from lightning_freeze.plan import Progress
 from lightning_freeze.policy import Binding, Row, Wants
@@ -23,6 +24,9 @@ class BatchNormEval(FreezeCallback):
         patterns: which of them (see `select`); a layer without affine parameters goes by its module name.
         when: "always", or "frozen": while the layer's parameters (without any: the module it lies in) are frozen.
         affine: "train" leaves weight and bias as they are, "freeze" freezes them for the whole run.
+        memory_efficient: BatchNorm layers that are held and whose weight and bias do not train stop saving their input
+            for the backward pass (their gradient needs a factor per channel only). Same outputs and gradients to
+            rounding, same `state_dict`. Layers with a forward of their own are left as they are.
         verbose: print the table at the start and a line at each change, on rank 0.
 
     Raises:
@@ -46,20 +50,21 @@ class BatchNormEval(FreezeCallback):
         plan.check_choice(affine, ("train", "freeze"), "affine", self.title)
         if not as_patterns(patterns):
             raise PlanError(f"{self.title}: patterns is empty.\n  Use '*' for all normalisation layers")
-        if memory_efficient:
-            raise PlanError(f"{self.title}: memory_efficient=True is not available in this version")
         self.patterns = patterns
         self.when = when
         self.affine = affine
         self.memory_efficient = memory_efficient
         self.verbose = verbose
         self._layers: frozenset[int] = frozenset()
+        self._own: list[str] = []
         self._wants = Wants()
 
     def bind(self, context: Context) -> Binding:
         index = context.index
         layers = norm_layers(index, self.patterns, self.title)
         self._layers = frozenset(place for place, span in enumerate(index.spans) if span.name in layers)
+        chosen = [index.spans[place] for place in sorted(self._layers)]
+        self._own = [span.name for span in chosen if not can_be_lean(span.module)]
         frozen = {name for layer in layers for name in index.under(layer)}
         self._wants = Wants(frozenset(frozen)) if self.affine == "freeze" else Wants()
         return Binding()
@@ -69,6 +74,17 @@ class BatchNormEval(FreezeCallback):
 
     def holds(self, view: FrozenView) -> set[int]:
         return set(self._layers) if self.when == "always" else view.frozen(self._layers)
+
+    def lean(self, view: FrozenView) -> set[int]:
+        return view.train_nothing(self._layers) if self.memory_efficient else set()
+
+    def remarks(self) -> list[str]:
+        if not (self.memory_efficient and self._own):
+            return []
+        return [
+            f"{self.title}: memory_efficient leaves {len(self._own)} layers as they are, which are no BatchNorm with "
+            f"running statistics or have a forward of their own ('{self._own[0]}')."
+        ]
 
     def rows(self, progress: Progress) -> list[Row]:
         when = "held always" if self.when == "always" else "held if frozen"

@@ -1,0 +1,140 @@
+"""Outputs of the frozen prefix, computed once and used again."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+import warnings
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_freeze import plan, report
+from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze.cache import PrefixCache, Storage
+from lightning_freeze.callbacks.base import FreezeCallback
+from lightning_freeze.errors import PlanError
+
+_SHARDS = {"FSDPStrategy", "ModelParallelStrategy"}
+
+
+class FeatureCache(FreezeCallback):
+    """Compute the outputs of the frozen part at the input of a model once per distinct input, and use them again.
+
+    The weights at the end are those of the run without it, bit for bit. It finds by itself up to where the model is
+    frozen, in eval mode and deterministic, and begins anew when that changes. Rows are known by a checksum of what
+    goes into that part, so loaders and samplers are not touched, and an augmented image is computed like any new one.
+    Only training steps are served. Where it cannot be exact it says why and stays off.
+
+    Args:
+        storage: "memory" of each process, or "disk": one file per boundary that the processes of a node share; it is
+            removed at the end.
+        dir: folder of the file; None: that for temporary files.
+        max_gb: GiB that rows may take at most, of all processes that share them; when it is full, the rows that are
+            there are used and the others computed.
+        verify: compare rows with computed ones before they are used for the first time.
+
+    Raises:
+        PlanError: arguments that cannot work.
+
+    Example:
+        >>> FeatureCache(max_gb=2).storage
+        'memory'
+    """
+
+    def __init__(
+        self,
+        storage: Literal["memory", "disk"] = "memory",
+        dir: str | None = None,
+        max_gb: float = 4.0,
+        verify: bool = True,
+    ) -> None:
+        plan.check_choice(storage, ("memory", "disk"), "storage", self.title)
+        if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
+            raise PlanError(f"{self.title}: max_gb={max_gb!r} must be a number of GiB above 0")
+        if dir is not None and storage != "disk":
+            raise PlanError(f"{self.title}: dir={dir!r} has a meaning only with storage='disk'")
+        self.storage = storage
+        self.dir = dir
+        self.max_gb = max_gb
+        self.verify = verify
+        self._cache: PrefixCache | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        show = partial(_show, trainer)
+        self._cache = PrefixCache(pl_module, self._room(trainer), self.verify, show, _warn)
+        if why := _impossible(trainer, pl_module):
+            self._cache.turn_off(why)
+
+    def _room(self, trainer: Trainer) -> Storage:
+        size = int(self.max_gb * 2**30)
+        if self.storage == "memory":
+            return Storage(size)
+        folder = Path(self.dir or tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        token = trainer.strategy.broadcast(uuid.uuid4().hex)
+        return Storage(size, folder, token, trainer.local_rank, trainer.num_devices)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._cache is not None and not self._cache.off:
+            step = pl_module.training_step
+            pl_module.__dict__["training_step"] = update_wrapper(partial(_cached, self._cache, step), step)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        _unwrap(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._cache is not None:
+            self._cache.epoch_end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._close(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close(pl_module)
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close(pl_module)
+        super().teardown(trainer, pl_module, stage)
+
+    def _close(self, pl_module: LightningModule) -> None:
+        _unwrap(pl_module)
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+
+def _cached(cache: PrefixCache | None, step: Any, *args: Any, **kwargs: Any) -> Any:
+    """`training_step` while a batch is trained; in a copy of the module there is no cache."""
+    return step(*args, **kwargs) if cache is None else cache.run(step, *args, **kwargs)
+
+
+def _unwrap(pl_module: LightningModule) -> None:
+    found = vars(pl_module).get("training_step")
+    if isinstance(found, partial) and found.func is _cached:
+        del pl_module.__dict__["training_step"]
+        if getattr(found.args[1], "__func__", None) is not type(pl_module).training_step:
+            pl_module.__dict__["training_step"] = found.args[1]
+
+
+def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:
+    if not pl_module.automatic_optimization:
+        return "the module optimizes by hand, and a step that has begun to update weights cannot be taken back"
+    if _SHARDS & {cls.__name__ for cls in type(trainer.strategy).__mro__}:
+        return f"{type(trainer.strategy).__name__} moves the weights in each step"
+    if getattr(pl_module, "_compiler_ctx", None) is not None:
+        return "the module is compiled, and what is compiled into one piece cannot be skipped in parts"
+    return ""
+
+
+def _show(trainer: Trainer, text: str) -> None:
+    if trainer.is_global_zero:
+        report.show(text, trainer.progress_bar_callback)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)

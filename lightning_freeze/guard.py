@@ -1,0 +1,120 @@
+"""Notices that a frozen part of a model is no longer what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_SAMPLE, _WHOLE = 16, 1 << 14  # numbers of each tensor looked at in each step; of a buffer up to this size all
+
+
+class Guard:
+    """What the outputs of some modules hang on: parameters, buffers, and plain attributes (`training`, `eps`).
+
+    A parameter counts as written when its memory or its version has changed and its values have, or when one of a few
+    of its numbers has: torch counts no version where `.data` is written.
+
+    Args:
+        modules: with all under them.
+        tensors: parameters and buffers beside theirs.
+        ignore: attributes that are no part of it, as pairs of id of the module and name.
+    """
+
+    def __init__(
+        self, modules: Iterable[nn.Module], tensors: Iterable[Tensor] = (), ignore: Iterable[tuple[int, str]] = ()
+    ) -> None:
+        self.watched, self.tensors = list(modules), list(tensors)
+        self._modules = list(dict.fromkeys(part for module in self.watched for part in module.modules()))
+        own = [*(t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())), *self.tensors]
+        attributes = [value for module in self._modules for value in vars(module).values() if isinstance(value, Tensor)]
+        self._tensors = list({id(t): t for t in [*own, *attributes] if t is not None}.values())
+        ignored = set(ignore)
+        self._places = [
+            (vars(module), name)
+            for module in self._modules
+            for name, value in vars(module).items()
+            if isinstance(value, _PLAIN) and (id(module), name) not in ignored
+        ]
+        self._values = self._attributes()
+        self._slots = [
+            (slots, name, value)
+            for module in self._modules
+            for slots in (module._parameters, module._buffers)
+            for name, value in slots.items()
+        ]
+        self._versions = self._marks()
+        self._views = _by_kind(_sampled(tensor) for tensor in self._tensors)
+        self._sampled = _bits(self._views)
+
+    def broken(self) -> str:
+        """What has changed since; "" for nothing."""
+        if any(slots.get(name) is not value for slots, name, value in self._slots):
+            return "a parameter or buffer was exchanged"
+        if self._attributes() != self._values:
+            return "an attribute of a module was changed"
+        if self._marks() != self._versions and not self._same_values():
+            return "a parameter or buffer was written"
+        if not all(map(torch.equal, _bits(self._views), self._sampled)):
+            return "a parameter or buffer was written"
+        return ""
+
+    def changed_attributes(self) -> set[tuple[int, str]]:
+        """Attributes that are others now: id of the module and name."""
+        owners = {id(vars(module)): id(module) for module in self._modules}
+        return {
+            (owners[id(values)], name)
+            for (values, name), old in zip(self._places, self._values, strict=True)
+            if not _equal(values.get(name), old)
+        }
+
+    def _attributes(self) -> list[Any]:
+        return [values.get(name) for values, name in self._places]
+
+    def _marks(self) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+
+    def _same_values(self) -> bool:
+        """DDP writes the buffers in each forward, with the values they have: their version alone says nothing."""
+        marks = self._marks()
+        for tensor, new, old in zip(self._tensors, marks, self._versions, strict=True):
+            if new != old and (new[0] != old[0] or not _whole(tensor)):
+                return False
+        self._versions = marks
+        return True
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Whether all of its numbers are looked at in each step."""
+    return tensor.numel() <= _WHOLE and not isinstance(tensor, nn.Parameter)
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """A view of some of its numbers: of all, where they are few."""
+    flat = tensor.detach()
+    if not flat.numel():
+        return flat
+    span = sum((size - 1) * step for size, step in zip(flat.shape, flat.stride(), strict=True)) + 1
+    step = 1 if _whole(tensor) else max(1, span // _SAMPLE)
+    return flat.as_strided((-(-span // step),), (step,))
+
+
+def _by_kind(views: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those of one dtype and device together, flat."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for view in views:
+        if view.numel():
+            kinds.setdefault((view.dtype, view.device), []).append(view)
+    return list(kinds.values())
+
+
+def _bits(views: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The bits of many views."""
+    return [torch.cat(same).view(torch.uint8) for same in views]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
