@@ -36,7 +36,8 @@ def emoji() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _file(folder: Path, code: str) -> Path | None:
-    found = [folder / f"{name}.png" for name in (code, code.replace("-fe0f", ""), code.lstrip("0"))]
+    parts = [part.lstrip("0") for part in code.split("-")]
+    found = [folder / f"{'-'.join(kept)}.png" for kept in (parts, [part for part in parts if part != "fe0f"])]
     return next((file for file in found if file.exists()), None)
 
 
