@@ -58,6 +58,6 @@ def main(epochs: int = 10) -> dict[str, tuple[float, float]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        LightningCLI()  # the YAML names the model and the data
+        LightningCLI(save_config_callback=None)  # the YAML names the model and the data
     else:
         main()

@@ -94,6 +94,6 @@ def main(epochs: int = 8, steps: int | None = None) -> dict[str, dict[str, float
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        LightningCLI()  # the YAML names the model and the data
+        LightningCLI(save_config_callback=None)  # the YAML names the model and the data
     else:
         main()
