@@ -158,4 +158,4 @@ class GroceryNet(L.LightningModule):
 
 
 if __name__ == "__main__":
-    LightningCLI()  # the YAML names the model and the data
+    LightningCLI(save_config_callback=None)  # the YAML names the model and the data

@@ -59,4 +59,4 @@ class Staged(L.LightningModule):
 
 
 if __name__ == "__main__":
-    LightningCLI()  # the YAML names the model and the data
+    LightningCLI(save_config_callback=None)  # the YAML names the model and the data
