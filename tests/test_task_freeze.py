@@ -25,6 +25,7 @@ from lightning_freeze import (
     TaskFreeze,
     UnsupportedStrategyError,
 )
+from lightning_freeze.reducer import check_unused
 from lightning_freeze.tasks import tasks_of
 
 MAKERS: dict[str, Callable[[Any], Any]] = {
@@ -117,6 +118,22 @@ def test_the_tasks_of_a_step_are_those_of_its_accumulation_window(size: int, set
     else:
         by_hand(expected, windows(tasks, size))
     assert_same(model, expected)
+
+
+def test_a_window_that_an_epoch_cuts_off_has_no_part_in_the_next() -> None:
+    class Stops(TwoTasks):
+        """Batches of "a" in the first epoch, which ends after one of two, and of "b" in the next."""
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch_of("ab"[self.current_epoch], 0)
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if self.current_epoch == 0 and batch_idx == 1 else None
+
+    model = Stops(MAKERS["SGD"], False)
+    before = tensors(model)
+    run(model, Batches("aa"), accumulate_grad_batches=2)
+    assert {branch(name) for name in moved(before, tensors(model))} == {"", "b"}
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -243,11 +260,9 @@ def test_a_pattern_that_matches_nothing_names_the_task() -> None:
         fit(NeverTrains(), [TaskFreeze({"a": "stem", "b": "in_c"})])
 
 
-def test_a_static_graph_is_refused_before_anything_starts() -> None:
-    strategy = pl.strategies.DDPStrategy(static_graph=True)
-    running = trainer([task_freeze()])
+def test_a_static_graph_is_refused() -> None:
     with pytest.raises(UnsupportedStrategyError, match="static_graph"):
-        running.callbacks[-1].check_run(type("Run", (), {"strategy": strategy}))
+        check_unused(pl.strategies.DDPStrategy(static_graph=True), "TaskFreeze")
 
 
 # ---- other policies, other ways to step
@@ -322,6 +337,23 @@ def test_each_optimizer_of_manual_optimization_has_a_window_of_its_own(set_to_no
                 rest.step()
                 rest.zero_grad()
     assert_same(model, expected)
+
+
+def test_an_optimizer_that_is_stepped_without_lightning_moves_nothing_else() -> None:
+    class Raw(TwoTasks):
+        def __init__(self) -> None:
+            super().__init__(MAKERS["SGD"])
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad(set_to_none=False)
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    model = Raw()
+    run(model, Batches(ALTERNATING))
+    assert_same(model, by_hand(TwoTasks(MAKERS["SGD"]), windows(ALTERNATING))[0])
 
 
 class Twice(SGD):

@@ -64,9 +64,6 @@ class TaskFreeze(FreezeCallback):
 
     # ---- the policy
 
-    def check_run(self, run: Any) -> None:
-        reducer.check_unused(run.strategy, self.title)
-
     def bind(self, context: Context) -> Binding:
         owners: dict[str, set[str]] = {}
         for task, patterns in self.tasks.items():
@@ -98,7 +95,7 @@ class TaskFreeze(FreezeCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._begin()  # as Lightning clears the gradients: also after a step that a GradScaler left out
+            self._begin()  # as Lightning clears the gradients, also where the epoch before ended within a window
         self._device = trainer.strategy.root_device
         self._take(self._tasks_in(batch, pl_module))
 
