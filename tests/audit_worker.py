@@ -55,9 +55,10 @@ def main(folder: str) -> None:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
         schedule = GradualUnfreeze(STAGES, every_n_epochs=2, verbose=False)
         proof = FreezeAudit(verbose=False)
+        sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         trainer = pl.Trainer(
             accelerator="cpu", devices=2, max_epochs=6, use_distributed_sampler=False, default_root_dir=folder,
-            strategy="ddp" if strategy == "ddp" else ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+            strategy=sharded if strategy == "fsdp" else "ddp",
             callbacks=[schedule, FreezeLayers("model.0.bias", 3, 5), proof, *others], **quiet,
         )  # fmt: skip
         try:
