@@ -52,6 +52,11 @@ def is_sharded_tensor(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: of a DTensor its shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def reshard(modules: Iterable[nn.Module]) -> None:
     """Let FSDP2 take its parameters up again, with the values and flags they have now.
 

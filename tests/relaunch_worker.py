@@ -14,7 +14,7 @@ import torch
 from sharded_worker import RankLoader
 from test_resume import STAGES, Net, StatefulLoader, everything
 
-from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR
+from lightning_freeze import FreezeAudit, FreezeLayers, FreezeMonitor, GradualUnfreeze, LayerwiseLR
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
@@ -51,6 +51,7 @@ CASES: dict[str, Any] = {
         LayerwiseLR(0.5),
         FreezeLayers("model.6.bias", 2, 4),
     ],
+    "watched": lambda: [*CASES["mixed"](), FreezeAudit(), FreezeMonitor(plot="run.svg")],
 }
 
 

@@ -54,3 +54,14 @@ def test_another_number_of_processes_takes_up_the_same_state(killed: Path, resum
     again = run(shutil.copytree(folder, tmp_path / "again"), 1, "resumed", "mixed")["mixed"]
     back = run(shutil.copytree(folder, tmp_path / "back"), 2, "resumed", "mixed")["mixed"]  # what one process wrote
     assert not differences(back["begun"], again["begun"])
+
+
+def test_a_single_process_that_is_killed_goes_on_under_its_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for its picture
+    whole = run(tmp_path, 1, "whole", "watched")["watched"]
+    run(tmp_path, 1, "killed", "watched")
+    resumed = run(tmp_path, 1, "resumed", "watched")["watched"]
+    assert resumed["trainable"][0][0] == 10
+    assert not differences(whole["end"], resumed["end"])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_freeze import plan
+from lightning_freeze import plan, report
 from lightning_freeze._lightning import LightningModule, Trainer
 from lightning_freeze.audit import Violation, message
 from lightning_freeze.callbacks.base import FreezeCallback
@@ -127,8 +127,9 @@ class FreezeAudit(FreezeCallback):
             return
         started = time.perf_counter()
         violations = self._watch.audit(trainer.strategy.optimizers, when, _writers(trainer))
-        if isinstance(trainer.strategy.model, DistributedDataParallel) and dist.get_world_size() > 1:
-            violations = _of_all_ranks(violations, self._watch)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            replicas = isinstance(trainer.strategy.model, DistributedDataParallel)
+            violations = _of_all_ranks(violations, self._watch, replicas)
         self.audits += 1
         self.seconds += time.perf_counter() - started
         if not violations:
@@ -153,10 +154,10 @@ def _writers(trainer: Trainer) -> list[str]:
     return list(dict.fromkeys(known or others))
 
 
-def _of_all_ranks(violations: Sequence[Violation], watch: Watch) -> list[Violation]:
-    """Each rank's findings and what ranks differ in, alike on all of them, so that none stops alone."""
+def _of_all_ranks(violations: Sequence[Violation], watch: Watch, replicas: bool) -> list[Violation]:
+    """Each rank's findings and what replicas differ in, alike on all ranks, so that none stops alone."""
     sides: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(sides, (list(violations), watch.fingerprint()))
+    dist.all_gather_object(sides, (list(violations), watch.fingerprint() if replicas else {}))
     found = {(one.name, one.found): (rank, one) for rank, (ones, _) in reversed(list(enumerate(sides))) for one in ones}
     everywhere = [{(one.name, one.found) for one in ones} for ones, _ in sides]
     merged = [

@@ -86,7 +86,9 @@ class FreezeMonitor(FreezeCallback):
         assert run is not None
         self._members = stage_members(run)
         self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
-        self._sample(trainer, run)
+        if not self._timeline.samples:  # a resumed run goes on with those of the checkpoint
+            self._sample(trainer, run)
+        self._changed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
