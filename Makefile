@@ -25,6 +25,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[bench]"
 	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
 clean:

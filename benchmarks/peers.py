@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,12 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+import readme
 import torch
 from peers_measure import correctness, costs, ranks
 from peers_work import FULL, PEERS, Peer
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-MARKS = ("<!-- peers: written by `python benchmarks/peers.py --readme` -->", "<!-- peers end -->")
 ROUNDS = 5
 Figures = dict[str, Any]
 
@@ -155,16 +153,6 @@ def table(found: Figures) -> str:
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + f"\n\n{about}\n"
 
 
-def in_readme(text: str, found: Figures) -> str:
-    """The README with the table of these figures between its marks."""
-    start, end = map(re.escape, MARKS)
-    block = f"{MARKS[0]}\n\n{table(found)}\n{MARKS[1]}"
-    new, count = re.subn(f"{start}.*?{end}", lambda _: block, text, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"the README should have the marks {MARKS} once, and has them {count} times")
-    return new
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and write the JSON, or write the README from it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +165,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.ddp:
         return ddp(options.ddp)
     if options.readme:
-        README.write_text(in_readme(README.read_text(), json.loads(options.json.read_text())))
+        readme.write("peers", table(json.loads(options.json.read_text())))
         return None
     found = measure()
     options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 import peers
 import pytest
+import readme
 from peers_measure import correctness, lines, resumed_apart
 from peers_work import PEERS, SCHEDULERS
 
@@ -16,21 +17,21 @@ OURS, BACKBONE_FINETUNING = PEERS[:2]
 
 
 def test_the_readme_shows_the_figures_of_the_json() -> None:
-    readme = peers.README.read_text()
-    assert peers.in_readme(readme, FOUND) == readme
+    text = readme.README.read_text()
+    assert readme.replaced(text, "peers", peers.table(FOUND)) == text
 
 
 def test_another_figure_makes_another_readme() -> None:
     other: Any = copy.deepcopy(FOUND)
     other["peers"][OURS.name]["norm_drift"]["statistics"] = 0.25
     assert "move, by 0.2" in peers.table(other)
-    readme = peers.README.read_text()
-    assert peers.in_readme(readme, other) != readme
+    text = readme.README.read_text()
+    assert readme.replaced(text, "peers", peers.table(other)) != text
 
 
 def test_without_its_marks_the_readme_is_left_alone() -> None:
     with pytest.raises(SystemExit, match="and has them 0 times"):
-        peers.in_readme("no marks", FOUND)
+        readme.replaced("no marks", "peers", peers.table(FOUND))
 
 
 def test_all_peers_took_part_with_the_lines_that_are_written_now() -> None:
