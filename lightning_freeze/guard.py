@@ -111,7 +111,7 @@ def _by_kind(views: Iterable[Tensor]) -> list[list[Tensor]]:
     return list(kinds.values())
 
 
-def _bits(views: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def _bits(views: Sequence[list[Tensor]]) -> list[Tensor]:
     """The bits of many views."""
     return [torch.cat(same).view(torch.uint8) for same in views]
 

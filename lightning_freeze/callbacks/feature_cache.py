@@ -33,6 +33,7 @@ class FeatureCache(FreezeCallback):
         max_gb: GiB that rows may take at most, of all processes that share them; when it is full, the rows that are
             there are used and the others computed.
         verify: compare rows with computed ones before they are used for the first time.
+        verbose: print what is kept, and what it saved, whenever that part of the model changes, on rank 0.
 
     Raises:
         PlanError: arguments that cannot work.
@@ -48,6 +49,7 @@ class FeatureCache(FreezeCallback):
         dir: str | None = None,
         max_gb: float = 4.0,
         verify: bool = True,
+        verbose: bool = True,
     ) -> None:
         plan.check_choice(storage, ("memory", "disk"), "storage", self.title)
         if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
@@ -58,11 +60,12 @@ class FeatureCache(FreezeCallback):
         self.dir = dir
         self.max_gb = max_gb
         self.verify = verify
+        self.verbose = verbose
         self._cache: PrefixCache | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        show = partial(_show, trainer)
+        show = partial(_show, trainer) if self.verbose else _keep_quiet
         self._cache = PrefixCache(pl_module, self._room(trainer), self.verify, show, _warn)
         if why := _impossible(trainer, pl_module):
             self._cache.turn_off(why)
@@ -133,7 +136,11 @@ def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:
 
 def _show(trainer: Trainer, text: str) -> None:
     if trainer.is_global_zero:
-        report.show(text, trainer.progress_bar_callback)
+        report.show(text)
+
+
+def _keep_quiet(text: str) -> None:
+    pass
 
 
 def _warn(text: str) -> None:
