@@ -227,9 +227,9 @@ def _reasons(index: ModelIndex, notes: _Notes, saved: int) -> list[str]:
         most = max(keeps, key=lambda name: keeps[name])
         kind = type(index.modules[most].module).__name__
         found.append(
-            f"{len(keeps)} frozen layers behind something that trains hold {sum(keeps.values()) / 2**20:.2f} MiB of their "
-            f"inputs for the backward pass, '{most}' ({kind}) the most: torch keeps a layer's input even where only the "
-            "gradient of its weight would need it"
+            f"{len(keeps)} frozen layers behind something that trains hold {sum(keeps.values()) / 2**20:.2f} MiB of "
+            f"their inputs for the backward pass, '{most}' ({kind}) the most: torch keeps a layer's input even where "
+            "only the gradient of its weight would need it"
         )
     return found
 

@@ -8,24 +8,25 @@ from typing import Any
 import pytest
 import torch
 from helpers import Batches, fit, moved, tensors, trainer
+from test_feature_cache import Model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_freeze import BatchNormEval, GradualUnfreeze
 from lightning_freeze.compiling import limits
-from test_feature_cache import Model
 
-STAGES = [f"layers.{k}" for k in range(11, -1, -1)]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.compile:UserWarning")
+STAGES = [f"layers.{k}" for k in range(9, -1, -1)]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 
 
 class Deep(Model):
-    """Twelve layers, each a stage; wants rows of four numbers."""
+    """Ten layers, each a stage; wants rows of four numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         del self.stem, self.mid, self.head
-        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in STAGES])
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in STAGES])
+        self.layers[0][1] = nn.BatchNorm1d(4)
         self.limits: list[int] = []
         self.graphs: list[int] = []
 
@@ -49,9 +50,9 @@ def test_every_stage_is_compiled_and_trains_as_it_does_uncompiled(how: str, capl
     before = limits()
     policies = lambda: [GradualUnfreeze(STAGES, verbose=False), BatchNormEval("layers.0.1", verbose=False)]  # noqa: E731
     plain, model = Deep(), Deep()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     plain.counter = model.counter = counter
-    fit(plain, policies(), 12)
+    fit(plain, policies(), len(STAGES))
     counter.frame_count = 0
     if how == "whole":
         model.layers.compile(backend=counter)
@@ -61,14 +62,14 @@ def test_every_stage_is_compiled_and_trains_as_it_does_uncompiled(how: str, capl
     given = torch.compile(model, backend=counter) if how == "step" else model
     start = tensors(model)
     with caplog.at_level(logging.WARNING, "torch._dynamo"):
-        trainer(policies(), 12).fit(given, Batches(2), Batches(1))
+        trainer(policies(), len(STAGES)).fit(given, Batches(2), Batches(1))
     assert "recompile_limit" not in caplog.text
     assert not any("limit" in record.getMessage() for record in caplog.records)
     if how != "blocks":  # blocks of one class share graphs; those that train need no more than those that do not
         assert all(later > sooner for sooner, later in zip(model.graphs, model.graphs[1:], strict=False))
-    assert min(model.limits) > 12
+    assert min(model.limits) > len(STAGES)
     assert limits() == before
-    assert moved(start, tensors(model)) == set(start)
+    assert moved(start, tensors(model)) == {name for name, _ in model.named_parameters()}
     for name, value in tensors(plain).items():
         torch.testing.assert_close(tensors(model)[name], value)
 

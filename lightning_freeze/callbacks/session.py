@@ -157,7 +157,7 @@ class Session:
         if self._compiling is not None and (lost := self._compiling.without_gradient()):
             warnings.warn(
                 f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
-                "pass since gave none of it a gradient.\n  Does training_step use it? If so, train without torch.compile",
+                "pass since gave it none of its gradients.\n  If training_step uses it, train without torch.compile",
                 stacklevel=2,
             )
 
