@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0 on success; 2 on a user error, with the message on stderr and no traceback."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not _preview:
+    if rest and options.command not in (_preview, _savings):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -52,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
     preview.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches of an epoch: the data is not asked")
     preview.set_defaults(command=_preview)
+    savings = commands.add_parser(
+        "savings",
+        help="what a step of each stage of a LightningCLI config costs",
+        description="Run one real training step at each change of the schedule of a LightningCLI config. Further "
+        "options, such as --trainer.max_epochs=3, override those of the config.",
+    )
+    savings.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
+    savings.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
+    savings.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
+    savings.set_defaults(command=_savings)
     return parser
 
 
@@ -77,6 +87,12 @@ def _preview(options: argparse.Namespace) -> str:
     if options.plot is not None:
         plot.draw(found.timeline, options.plot)
     return preview_report.text(found)
+
+
+def _savings(options: argparse.Namespace) -> str:
+    from lightning_freeze.savings import savings
+
+    return savings(options.config, options.rest, model=options.model, data=options.data).table()
 
 
 def _shape(text: str) -> list[int]:

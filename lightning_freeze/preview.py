@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_freeze.policy import Policy
 from lightning_freeze.reconcile import Reconciler
 from lightning_freeze.timeline import Timeline
 
+Watch = Callable[[Any, Any, Reconciler], None]
 _SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
@@ -62,6 +63,7 @@ def preview(
     model: str | None = None,
     data: str | None = None,
     steps_per_epoch: int | None = None,
+    watch: Watch | None = None,
 ) -> Preview:
     """Simulate the fit that a LightningCLI config describes: nothing is trained, no batch is read, no GPU is touched.
 
@@ -71,6 +73,7 @@ def preview(
         model: `pkg.mod:Class`, where the config does not name it.
         data: the same of the data module.
         steps_per_epoch: batches of an epoch, in place of the length of the dataloader, which is not made then.
+        watch: called with trainer, model and reconciler whenever these are as in the real run.
 
     Raises:
         FreezeError: whatever the run would fail on.
@@ -81,7 +84,7 @@ def preview(
             files, overrides, model=model, data=data, adjust=lambda options: _take_over(options, asked),
             trainer_class=_trainer_class,
         )  # fmt: skip
-        return _simulate(built, asked, steps_per_epoch)
+        return _simulate(built, asked, steps_per_epoch, watch)
 
 
 # ---- a trainer that stands still
@@ -150,7 +153,9 @@ def _check_strategy(strategy: Any, package: str) -> None:
 # ---- the simulation
 
 
-def _simulate(built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None) -> Preview:
+def _simulate(
+    built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None, watch: Watch | None
+) -> Preview:
     trainer, model = built.trainer, built.model
     package = next(
         name for name in config.PACKAGES if any(c.__module__.startswith(f"{name}.") for c in type(trainer).__mro__)
@@ -172,7 +177,9 @@ def _simulate(built: config.Built, asked: Mapping[str, Any], steps_per_epoch: in
     assert run is not None
     if any(policy.needs_run_length for policy in policies):
         trainer.total_steps = session.run_length(trainer)
-    found = Simulation(trainer, model, run, remarks).go()
+    simulation = Simulation(trainer, model, run, remarks)
+    simulation.watch = watch
+    found = simulation.go()
     found.processes, found.bytes_each = processes, 2 if str(asked["precision"]).endswith("-true") else None
     if str(asked["precision"]) in ("32-true", "64-true"):
         found.bytes_each = int(str(asked["precision"])[:2]) // 8
@@ -250,6 +257,7 @@ class Simulation:
         return Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
 
     time = 0.0
+    watch: Watch | None = None
 
     def _epoch(self, planned: float) -> None:
         trainer = self.trainer
@@ -309,6 +317,8 @@ class Simulation:
     def _sample(self, change: bool, batches: int) -> None:
         time = self.trainer.epoch + batches / self.trainer.batches
         self.timeline.add(self.run, time, self.trainer.steps, change=change)
+        if self.watch is not None:
+            self.watch(self.trainer, self.model, self.run)
 
 
 def _titles(run: Reconciler) -> list[str]:

@@ -277,6 +277,10 @@ class Reconciler:
             make_lean(self.index.spans[place].module)
         self._lean = wanted
 
+    def training_before(self, place: int) -> bool:
+        """The mode of a module before it was first held: a place in `index.spans`."""
+        return self._modes_before.get(place, self.index.spans[place].module.training)
+
     def next_step(self) -> float:
         """The optimizer step at which to reconcile next, if it lies within an epoch."""
         return min((policy.next_step(self.progress) for policy in self.policies), default=float("inf"))

@@ -13,6 +13,7 @@ from lightning_freeze import reducer, report
 from lightning_freeze.callbacks import averaging
 from lightning_freeze.callbacks.tuning import FoundRates
 from lightning_freeze.checkpoints import guard, peek
+from lightning_freeze.compiling import Compiling, is_compiled
 from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.plan import Progress
@@ -58,6 +59,7 @@ class Session:
         self._found = FoundRates(())
         self._announced = False
         self._finished = False
+        self._compiling: Compiling | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
@@ -98,6 +100,8 @@ class Session:
             rebuild=lambda: reducer.rebuild(trainer.strategy, unused=unused),
             discovered=self._discovered,
         )
+        if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
+            self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
         if unused:
             reducer.rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
@@ -124,6 +128,8 @@ class Session:
             self._total_steps = self.run_length(trainer)
         progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
         change = self.reconciler.reconcile(progress)
+        if self._compiling is not None and (change.unfrozen or change.frozen):
+            self._compiling.changed({name: self.reconciler.index.parameters[name] for name in change.unfrozen})
         self.next_step = self.reconciler.next_step()
         if not self._announced:
             self._announced = True
@@ -155,6 +161,12 @@ class Session:
         """The gradients are there, and have not been clipped."""
         if self.reconciler is not None:
             self.reconciler.before_update(optimizer)
+        if self._compiling is not None and (lost := self._compiling.without_gradient()):
+            warnings.warn(
+                f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
+                "pass since gave it none of its gradients.\n  If training_step uses it, train without torch.compile",
+                stacklevel=2,
+            )
 
     def _print(self, trainer: Trainer, text: str) -> None:
         if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
@@ -212,6 +224,8 @@ class Session:
         """Put everything back, however the fit ended."""
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
+        if not self.over and self._compiling is not None:
+            self._compiling.close()
         self.over = True
 
 

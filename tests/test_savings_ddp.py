@@ -1,0 +1,44 @@
+"""Two real gloo processes: what is cached or compiled trains as what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("savings_worker.py")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("savings")
+    paths = os.pathsep.join([str(WORKER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, str(WORKER), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize(("cached", "plain"), [("memory", "plain"), ("disk", "plain"), ("gradual cached", "gradual")])
+def test_the_cache_changes_no_bit_and_saves_work(cached: str, plain: str, reports: Any) -> None:
+    assert reports[cached]["apart"] == reports[plain]["apart"] == 0.0
+    assert reports[cached]["losses"] == reports[plain]["losses"]
+    assert reports[cached]["weights"] == reports[plain]["weights"]
+    assert reports[cached]["work"][0] < 0.8 * reports[plain]["work"][0]
+
+
+def test_ranks_share_one_file_that_is_gone_afterwards(reports: Any) -> None:
+    assert reports["disk"]["files"] == 1
+    assert reports["disk"]["left"] == reports["gradual cached"]["left"] == 0
+    assert reports["disk"]["work"][0] < reports["memory"]["work"][0]
+
+
+def test_a_compiled_model_trains_in_every_stage(reports: Any) -> None:
+    assert reports["compiled"]["apart"] == 0.0
+    assert reports["compiled"]["losses"] == pytest.approx(reports["gradual"]["losses"], rel=1e-4)
