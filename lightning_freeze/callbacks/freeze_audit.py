@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_freeze import plan, report
+from lightning_freeze import plan
 from lightning_freeze._lightning import LightningModule, Trainer
 from lightning_freeze.audit import Violation, message
 from lightning_freeze.callbacks.base import FreezeCallback
