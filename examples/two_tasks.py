@@ -26,10 +26,11 @@ TASKS: dict[str, str | list[str]] = {"pictures": ["see", "name_picture"], "names
 
 
 class EmojiNet(L.LightningModule):
-    """A branch that sees and one that reads, a trunk for both, and a head for each."""
+    """A branch that sees and one that reads, a trunk for both, and a head for each; AdamW or SGD with momentum."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "AdamW") -> None:
         super().__init__()
+        self.optimizer = optimizer
         conv = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(64)]
         self.see, self.read = nn.Sequential(*conv), nn.Linear(PIECES, 64)
         self.trunk = nn.Sequential(nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
@@ -53,6 +54,8 @@ class EmojiNet(L.LightningModule):
         optimizer.zero_grad(set_to_none=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "SGD":
+            return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
         return torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.05)
 
 

@@ -78,7 +78,8 @@ def _environment(**variables: str) -> dict[str, str]:
 def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["processes_preloaded"])
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(HERE), *os.environ.get("PYTHONPATH", "").split(":")]))
+    folders = [str(HERE), str(HERE.parent / "examples")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*folders, *os.environ.get("PYTHONPATH", "").split(":")]))
     return context
 
 

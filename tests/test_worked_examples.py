@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -14,8 +15,10 @@ import pitfalls
 import progressive
 import pytest
 import rotating
+import task_steps
 import two_tasks
 from lightning.pytorch.cli import LightningCLI
+from processes import run_ranks
 
 from lightning_freeze.cli import main
 
@@ -126,6 +129,31 @@ class TestTwoTasks:
     def test_the_yaml_runs(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         run_yaml("two_tasks", monkeypatch, "--trainer.max_epochs=1")
         assert "with its batches" in capsys.readouterr().out
+
+
+class TestTaskSteps:
+    def test_each_branch_is_updated_in_the_steps_of_its_task_and_the_frozen_one_not_in_its_window(self) -> None:
+        for optimizer, count in task_steps.main(1, steps=12).items():
+            assert count.moved == {"see": 6, "name_picture": 6, "read": 4, "name_word": 6, "trunk": 12}
+            assert optimizer == "SGD" or count.counted == count.moved
+
+    def test_two_processes_count_alike_and_more_than_one_alone(self, tmp_path: Path) -> None:
+        run_ranks("task_steps_worker.py", tmp_path)
+        ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+        assert ranks[0] == ranks[1]
+        for moved, counted in ranks[0].values():
+            assert moved["trunk"] == 12 <= moved["see"] + moved["name_word"]
+            assert moved["see"] == moved["name_picture"] > 6
+            assert 0 < moved["read"] < moved["name_word"]
+            assert set(counted.values()) == {None} or counted == moved
+
+    def test_the_yaml_freezes_a_window(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_yaml("task_steps", monkeypatch, "--trainer.limit_train_batches=22")
+        said = capsys.readouterr().out
+        assert "epoch 0, step 10: frozen" in said
+        assert "epoch 0, step 20: unfrozen" in said
 
 
 class TestOnDigits:
