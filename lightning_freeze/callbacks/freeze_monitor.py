@@ -80,6 +80,11 @@ class FreezeMonitor(FreezeCallback):
 
     # ---- hooks
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self._timeline.samples:  # resumed: what changed so far is how things were, not a change of the run
+            self._changed = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         run = session_of(trainer).reconciler
@@ -88,7 +93,6 @@ class FreezeMonitor(FreezeCallback):
         self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
         if not self._timeline.samples:  # a resumed run goes on with those of the checkpoint
             self._sample(trainer, run)
-        self._changed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
