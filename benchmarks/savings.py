@@ -2,7 +2,7 @@
 
     python benchmarks/savings.py [--quick] [--device cuda] [--json FILE] [--plot FILE]
 
-Models, each with a new head: ResNet-18 and -50, ViT-B/16 (224 px), and an encoder of the size of MiniLM (6 layers, 384).
+Models, each with a new head: ResNet-18 and -50, ViT-B/16 (224 px), and an encoder of MiniLM's size (6 layers, 384).
 Stages: the head, the last block with it, half, all. All arms of a model run in turn, on the same images, and are given
 as ratios to full training: seconds per step (median), bytes that autograd keeps from forward to backward, bytes of
 optimizer state; on a GPU its peak memory and samples per second too.

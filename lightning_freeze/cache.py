@@ -24,7 +24,7 @@ from lightning_freeze.boundary import Region, find_region
 from lightning_freeze.errors import PlanError
 from lightning_freeze.guard import Guard
 from lightning_freeze.promise import Diverged
-from lightning_freeze.recording import Recorder, leaf_of, random_state, restore_random, untouched
+from lightning_freeze.recording import OPAQUE, Recorder, leaf_of, random_state, restore_random, untouched
 from lightning_freeze.row_index import RowIndex
 from lightning_freeze.row_keys import row_keys
 from lightning_freeze.row_store import Entry, Key, RowStore
@@ -150,6 +150,7 @@ class PrefixCache:
         self.tally = Tally()
         self._index = ModelIndex(model)
         self._parameters = list(self._index.parameters.values())
+        self._opaque = [span.module for span in self._index.spans if isinstance(span.module, OPAQUE)]
         self._traces: dict[Any, _Trace] = {}
         self._flags: list[bool] = []
         self._guard: Guard | None = None
@@ -262,7 +263,7 @@ class PrefixCache:
             return step(*args, **kwargs)
         self._region = trace.region
         before = random_state(self._device())
-        attempt = Step(trace.region, self, trace.conditions)
+        attempt = Step(trace.region, self, trace.conditions, self._opaque)
         try:
             with attempt.following():
                 result = step(*args, **kwargs)

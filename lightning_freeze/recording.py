@@ -25,6 +25,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_freeze.promise import FACTS
 from lightning_freeze.selection import ModelIndex
 
+# They take another way, with other bits, where a torch function is watched; so they are run unwatched, as a whole.
+OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 CONSTANT = 0  # the serial of parameters, buffers and what is made of them alone
 _READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select"}
 _READS |= {f"__{name}__" for name in ("bool", "float", "int", "index", "complex", "array", "contains")} | {
@@ -302,7 +304,8 @@ class Recorder(TorchFunctionMode):
     def watching(self) -> Iterator[None]:
         """Watch what runs inside."""
         modules = {id(span.module): span.module for span in self.index.spans}
-        watched = [modules[key] for key in modules if key in self._clean or key in self._refusing]
+        mine = self._clean | self._refusing.keys()
+        watched = [one for key, one in modules.items() if key in mine or isinstance(one, OPAQUE)]
         with shadowed({module: self._shadow(module) for module in watched}), self:
             yield
 
@@ -312,7 +315,7 @@ class Recorder(TorchFunctionMode):
         return self.notes
 
     def _shadow(self, module: nn.Module) -> Callable[..., Any]:
-        original = module.forward
+        original = self._opaque(module.forward) if isinstance(module, OPAQUE) else module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if id(module) in self._refusing and not self._over:
@@ -320,6 +323,20 @@ class Recorder(TorchFunctionMode):
             if self._call is not None or self._over or id(module) not in self._clean:
                 return original(*args, **kwargs)
             return self._watch(module, original, args, kwargs)
+
+        return forward
+
+    def _opaque(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                start, ins = self._tick(), [self._serial(tensor) for tensor in tensors_of((args, kwargs))]
+                result = original(*args, **kwargs)
+                found = tensors_of(result)
+                outs = [self._mark(tensor) for tensor in found]
+                self.notes.events.append(Event(start, self._tick(), ins, outs, self._call, function=original))
+                if self._call is None and any(tensor.requires_grad for tensor in found) and not self._over:
+                    self._stop("")
+            return result
 
         return forward
 

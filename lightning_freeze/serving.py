@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_freeze.boundary import Region, describe
 from lightning_freeze.errors import FreezeError
 from lightning_freeze.promise import FACTS, Diverged, Promise, promise
-from lightning_freeze.recording import Call, Fixed, Leaf, leaf_of, shadowed
+from lightning_freeze.recording import Call, Fixed, Leaf, leaf_of, shadowed, tensors_of
 
 
 class Source(Protocol):
@@ -40,10 +40,12 @@ class Step(TorchFunctionMode):
         region: what may be skipped.
         source: of the rows.
         conditions: what else the outputs hang on (autocast and the like), as they were in the recording.
+        opaque: modules of the model that must not be watched (see `recording.OPAQUE`).
     """
 
-    def __init__(self, region: Region, source: Source, conditions: Any) -> None:
+    def __init__(self, region: Region, source: Source, conditions: Any, opaque: Sequence[nn.Module] = ()) -> None:
         super().__init__()
+        self._opaque = opaque
         self.region, self.source = region, source
         self.served = False
         self._conditions = conditions
@@ -62,11 +64,11 @@ class Step(TorchFunctionMode):
         """Run the step inside."""
         self._originals = {module: module.forward for module in self.region.modules}
         between = len(self.region.trace) > len(self.region.calls)
+        forwards = {module: _unwatched(module.forward) for module in self._opaque if between}
+        self._originals |= {module: forwards[module] for module in self._originals if module in forwards}
+        forwards |= {module: self._shadow(module) for module in self._originals}
         try:
-            with (
-                shadowed({module: self._shadow(module) for module in self._originals}),
-                self if between else nullcontext(),
-            ):
+            with shadowed(forwards), self if between else nullcontext():
                 yield
         finally:
             self._over = True
@@ -215,6 +217,16 @@ class Step(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._taint(tree_flatten(result)[0])
         return result
+
+
+def _unwatched(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(tensor, Promise) for tensor in tensors_of((args, kwargs))):
+            raise Diverged("a module takes a value that it did not take before")
+        with torch._C.DisableTorchFunction():
+            return original(*args, **kwargs)
+
+    return forward
 
 
 def _is_next(event: Any, function: Any, args: Any, kwargs: Any) -> bool:
