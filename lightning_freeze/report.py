@@ -176,13 +176,16 @@ def change(run: Reconciler, done: Change) -> str:
 
 
 def _places(run: Reconciler, names: Sequence[str]) -> str:
-    labels = Counter(run.labels.get(name, "") for name in names)
-    if "" in labels or len(labels) > 4:
+    """The stages that these parameters are, in the words of the policy that needs the fewest."""
+    divisions = [binding.labels for binding in run.bindings if all(binding.labels.get(name) for name in names)]
+    counts = [Counter(labels[name] for name in names) for labels in divisions]
+    place = min(range(len(counts)), key=lambda one: len(counts[one]), default=None)
+    if place is None or len(counts[place]) > 4:
         return f"{len(names)} parameters ({names[0]}" + (f" to {names[-1]})" if len(names) > 1 else ")")
-    whole = Counter(run.labels.get(name, "") for name, required in run.before.items() if required)
+    whole = Counter(divisions[place].get(name, "") for name, required in run.before.items() if required)
     return ", ".join(
         label if count == whole[label] else f"{count} of {whole[label]} tensors of {label}"
-        for label, count in labels.items()
+        for label, count in counts[place].items()
     )
 
 

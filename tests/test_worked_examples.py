@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ import pitfalls
 import progressive
 import pytest
 import rotating
+import sentiment
 import task_steps
 import two_tasks
 from lightning.pytorch.cli import LightningCLI
@@ -44,9 +46,11 @@ def run_yaml(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Light
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_yaml_lies_beside_its_script(path: Path) -> None:
-    script = path.with_suffix(".py")
-    assert f"{path.stem}.yaml" in script.read_text()
+def test_each_yaml_says_how_to_run_it(path: Path) -> None:
+    found = re.search(r"#   python examples/(\w+\.py) fit --config examples/(\w+\.yaml)", path.read_text())
+    assert found is not None
+    assert (EXAMPLES / found[1]).exists()
+    assert found[2] == path.name
 
 
 class TestMiddleLayer:
@@ -129,6 +133,29 @@ class TestTwoTasks:
     def test_the_yaml_runs(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         run_yaml("two_tasks", monkeypatch, "--trainer.max_epochs=1")
         assert "with its batches" in capsys.readouterr().out
+
+
+class TestTextAndImages:
+    def test_both_ways_train_a_head_on_the_pretrained_encoder(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert list(sentiment.main(epochs=1, count=16, tested=32)) == list(sentiment.WAYS)
+        said = capsys.readouterr().out
+        assert re.search(r"FreezeLayers +encoder +frozen from epoch 0 +22,\d", said)
+        assert re.search(r"^ *encoder.encoder.layer.\[45\] +epoch 1 ", said, flags=re.MULTILINE)
+
+    def test_the_yaml_of_the_text_unfreezes_the_encoder_stage_by_stage(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_yaml("sentiment", monkeypatch, "--trainer.limit_train_batches=1", "--data.count=16")
+        said = capsys.readouterr().out
+        assert "epoch 1, step 1: unfrozen encoder.encoder.layer.[45]; " in said
+        assert "epoch 3, step 3: unfrozen encoder.encoder.layer.[01]+1; " in said
+
+    def test_the_yaml_of_the_images_trains_the_last_stage_and_the_head(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
+        run_yaml("groceries_late", monkeypatch, *short)
+        assert re.search(r"^ *all +2,241,806 +100.0% +904,014 ", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 class TestTaskSteps:

@@ -1,4 +1,4 @@
-"""The text task of transfer.py: film sentences, positive or not, and MiniLM with a new head, in plain Lightning."""
+"""Film sentences, positive or negative, and MiniLM with a new head for them, in plain Lightning."""
 
 from __future__ import annotations
 
