@@ -15,7 +15,7 @@ from lightning_freeze import PlanError
 from lightning_freeze.cli import main
 from lightning_freeze.cost import cost
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "savings.yaml"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "cached_digits.yaml"
 
 
 def network() -> nn.Sequential:

@@ -1,7 +1,7 @@
 """Handwritten digits: a network trained on half of them is fine-tuned on the others, with a cache of what is frozen.
 
-python examples/savings.py fit --config examples/savings.yaml
-lightning-freeze savings --config examples/savings.yaml
+python examples/cached_digits.py fit --config examples/cached_digits.yaml
+lightning-freeze savings --config examples/cached_digits.yaml
 """
 
 from __future__ import annotations
