@@ -70,7 +70,7 @@ class FreezeMonitor(FreezeCallback):
         return self.logs  # so that the rates of a step are kept: when it is logged, schedulers have gone on
 
     def changed(self, run: Reconciler, done: Change) -> None:
-        self._changed = True
+        self._changed |= bool(done.unfrozen or done.frozen)
 
     def state_of_run(self) -> dict[str, Any]:
         return {"timeline": self._timeline.record()} if self.plot is not None else {}
