@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, vit_b_16
 
 from lightning_freeze import freeze
-from lightning_freeze.cache import PrefixCache, Storage
+from lightning_freeze.cache.prefix import PrefixCache, Storage
 from lightning_freeze.cost import cost
 from lightning_freeze.lean_norm import make_lean, make_plain
 

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from lightning_freeze.dry_run import untouched
+from lightning_freeze.discovery.dry_run import untouched
 from lightning_freeze.errors import PlanError
 from lightning_freeze.selection import ModelIndex, is_norm, tensor_bytes
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_freeze.blocks import ordered_units
-from lightning_freeze.cover import patterns_for
+from lightning_freeze.discovery.blocks import ordered_units
+from lightning_freeze.discovery.cover import patterns_for
+from lightning_freeze.discovery.units import Unit, balance, join
+from lightning_freeze.discovery.usage import Usage, record_usage
 from lightning_freeze.errors import PlanError
 from lightning_freeze.selection import ModelIndex
-from lightning_freeze.units import Unit, balance, join
-from lightning_freeze.usage import Usage, record_usage
 
 MAX_STAGES = 40
 # What some logger refuses in the name of a metric.

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torchvision.models.regnet import BlockParams
 
 from lightning_freeze import PlanError, Stage, discover_stages, select
-from lightning_freeze.cover import patterns_for
+from lightning_freeze.discovery.cover import patterns_for
+from lightning_freeze.discovery.usage import Usage, record_usage
 from lightning_freeze.selection import ModelIndex
 from lightning_freeze.stages import stages_of
-from lightning_freeze.usage import Usage, record_usage
 
 CLASSIFIERS = torchvision.models.list_models(torchvision.models)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lightning_freeze import plan, report
 from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.cache import PrefixCache, Storage
+from lightning_freeze.cache.prefix import PrefixCache, Storage
 from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.errors import PlanError
 

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from lightning_freeze.boundary import Region, find_region
+from lightning_freeze.cache.boundary import Region, find_region
+from lightning_freeze.cache.guard import Guard
+from lightning_freeze.cache.promise import Diverged
+from lightning_freeze.cache.recording import OPAQUE, Recorder, leaf_of, random_state, restore_random, untouched
+from lightning_freeze.cache.row_index import RowIndex
+from lightning_freeze.cache.row_keys import row_keys
+from lightning_freeze.cache.row_store import Entry, Key, RowStore
+from lightning_freeze.cache.serving import Step, conditions, promised
 from lightning_freeze.errors import PlanError
-from lightning_freeze.guard import Guard
-from lightning_freeze.promise import Diverged
-from lightning_freeze.recording import OPAQUE, Recorder, leaf_of, random_state, restore_random, untouched
-from lightning_freeze.row_index import RowIndex
-from lightning_freeze.row_keys import row_keys
-from lightning_freeze.row_store import Entry, Key, RowStore
 from lightning_freeze.selection import ModelIndex
-from lightning_freeze.serving import Step, conditions, promised
 
 _SHAPES = 16  # batches of at most so many different shapes are recorded
 _RESTLESS = 20  # changes of the prefix without a hit between them, after which it is left alone

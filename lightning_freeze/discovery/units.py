@@ -14,7 +14,7 @@ from operator import or_
 
 import torch
 
-from lightning_freeze.usage import FROM_INPUT
+from lightning_freeze.discovery.usage import FROM_INPUT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_freeze.dry_run import copied_for, dry_run, tensors_in
+from lightning_freeze.discovery.dry_run import copied_for, dry_run, tensors_in
 from lightning_freeze.errors import PlanError
 from lightning_freeze.selection import ModelIndex
 

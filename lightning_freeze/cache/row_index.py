@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lightning_freeze.row_store import Entry, Key
+from lightning_freeze.cache.row_store import Entry, Key
 
 EVIDENCE = 64  # numbers that have to be equal before two ways to compute them count as the same
 

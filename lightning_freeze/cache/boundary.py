@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.recording import CONSTANT, Call, Event, Leaf, Recording, same_random_between
+from lightning_freeze.cache.recording import CONSTANT, Call, Event, Leaf, Recording, same_random_between
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_freeze.boundary import Region, describe
+from lightning_freeze.cache.boundary import Region, describe
+from lightning_freeze.cache.promise import FACTS, Diverged, Promise, promise
+from lightning_freeze.cache.recording import Call, Fixed, Leaf, leaf_of, shadowed, tensors_of
 from lightning_freeze.errors import FreezeError
-from lightning_freeze.promise import FACTS, Diverged, Promise, promise
-from lightning_freeze.recording import Call, Fixed, Leaf, leaf_of, shadowed, tensors_of
 
 
 class Source(Protocol):

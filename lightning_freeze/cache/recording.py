@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_freeze.promise import FACTS
+from lightning_freeze.cache.promise import FACTS
 from lightning_freeze.selection import ModelIndex
 
 # They take another way, with other bits, where a torch function is watched; so they are run unwatched, as a whole.

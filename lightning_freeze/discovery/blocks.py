@@ -16,9 +16,9 @@ from itertools import pairwise
 
 from torch import nn
 
+from lightning_freeze.discovery.units import Unit, union
+from lightning_freeze.discovery.usage import Usage
 from lightning_freeze.selection import ModelIndex
-from lightning_freeze.units import Unit, union
-from lightning_freeze.usage import Usage
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Children of one class that make a module a container of blocks, list or not.
