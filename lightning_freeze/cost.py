@@ -212,7 +212,7 @@ def _reasons(index: ModelIndex, notes: _Notes, saved: int) -> list[str]:
     if notes.passed and notes.begins:
         first = notes.begins[0]
         found.append(
-            f"the backward pass goes through {len(notes.passed)} frozen layers, '{notes.passed[0]}' the first, because "
+            f"the backward pass goes through frozen layers ({len(notes.passed)}, from '{notes.passed[0]}' on), because "
             f"'{first}' before them trains"
         )
     norms = [name for name in notes.begins if is_norm(index.modules[name].module)]
@@ -227,7 +227,7 @@ def _reasons(index: ModelIndex, notes: _Notes, saved: int) -> list[str]:
         most = max(keeps, key=lambda name: keeps[name])
         kind = type(index.modules[most].module).__name__
         found.append(
-            f"{len(keeps)} frozen layers behind something that trains hold {sum(keeps.values()) / 2**20:.2f} MiB of "
+            f"frozen layers behind something that trains ({len(keeps)}) hold {sum(keeps.values()) / 2**20:.2f} MiB of "
             f"their inputs for the backward pass, '{most}' ({kind}) the most: torch keeps a layer's input even where "
             "only the gradient of its weight would need it"
         )

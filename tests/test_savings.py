@@ -58,9 +58,9 @@ def test_a_norm_that_trains_is_named_and_what_it_keeps_alive() -> None:
         if isinstance(part, nn.BatchNorm2d):
             part.requires_grad_(True)
     reasons = "\n".join(cost(model, lambda: model(IMAGES).sum()).reasons)
-    assert "through 3 frozen layers, '3' the first, because '1' before them trains" in reasons
+    assert "through frozen layers (3, from '3' on), because '1' before them trains" in reasons
     assert "'1' is a normalisation layer whose weight and bias train" in reasons
-    assert "2 frozen layers behind something that trains hold 0.02 MiB of their inputs" in reasons
+    assert "frozen layers behind something that trains (2) hold 0.02 MiB of their inputs" in reasons
     assert "(Conv2d) the most" in reasons
 
 

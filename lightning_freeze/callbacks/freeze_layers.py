@@ -91,6 +91,7 @@ class FreezeLayers(FreezeCallback):
         return min((bound for bound in bounds if bound is not None and bound > progress.step), default=float("inf"))
 
     def rows(self, progress: Progress) -> list[Row]:
-        until = "" if self.stop is None else f" to {self.stop}"
-        when = f"frozen {self.unit}s {self.start}{until}" if until else f"frozen from {self.unit} {self.start}"
+        begin = f"from {self.unit} {self.start}" if self.start or self.stop is None else ""
+        end = "" if self.stop is None else f"until {self.unit} {self.stop}"
+        when = " ".join(["frozen", *filter(None, (begin, end))])
         return [Row(self.title, as_patterns(self.patterns), when, sorted(self._names))]
