@@ -81,6 +81,7 @@ class Broken(Net):
         super().__init__()
         1 / 0
 """
+FREEZE = {"class_path": "lightning_freeze.FreezeLayers"}
 UNFREEZE = {"class_path": "lightning_freeze.GradualUnfreeze", "init_args": {"stages": ["head", "mid", "stem"]}}
 RATES = {"class_path": "lightning_freeze.LayerwiseLR", "init_args": {"decay": 0.1}}
 
@@ -189,7 +190,7 @@ def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
     windows = [{"patterns": "mid", "start": k, "stop": k + 1} for k in range(0, 40, 2)]
     freezes = [{"class_path": "lightning_freeze.FreezeLayers", "init_args": window} for window in windows]
     said = text(preview([config(folder, *freezes, trainer__max_epochs=40)]))
-    assert said.count("epoch ") < 40
+    assert said.partition("optimizer steps")[2].count("epoch ") < 15
     assert re.search(r"epoch 0 +epoch 5 +epoch 10 ", said)
 
 
@@ -202,6 +203,10 @@ def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
         ({"callbacks": [{**UNFREEZE, "init_args": {"stages": ["head", "neck"]}}]},
          r"pattern 'neck' matches none of the 8 parameters of Net"),
         ({"max_epochs": 2}, r"the run ended before its schedule did; never unfrozen: stem"),
+        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "start": 9}}]},
+         r"after 4 epochs, and stem was to be frozen from epoch 9 on"),
+        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "stop": 9}}]},
+         r"after 4 epochs, and stem was to be unfrozen in epoch 9"),
         ({"strategy": "deepspeed_stage_2"}, r"cannot work under DeepSpeedStrategy"),
         ({"strategy": "dpp"}, r"strategy 'dpp' is none of Lightning's: .*ddp"),
         ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy",

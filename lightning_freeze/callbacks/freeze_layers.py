@@ -95,3 +95,12 @@ class FreezeLayers(FreezeCallback):
         end = "" if self.stop is None else f"until {self.unit} {self.stop}"
         when = " ".join(["frozen", *filter(None, (begin, end))])
         return [Row(self.title, as_patterns(self.patterns), when, sorted(self._names))]
+
+    def warnings(self, progress: Progress) -> list[str]:
+        done = progress.step if self.unit == "step" else progress.epoch + 1
+        where = f"the run ended before its schedule did, after {done} {self.unit}s"
+        if done <= self.start and self.start > 0:
+            return [f"{self.title}: {where}, and {self.patterns} was to be frozen from {self.unit} {self.start} on"]
+        if self.stop is not None and done < self.stop:
+            return [f"{self.title}: {where}, and {self.patterns} was to be unfrozen in {self.unit} {self.stop}"]
+        return []
