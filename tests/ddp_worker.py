@@ -161,6 +161,7 @@ CASES: dict[str, Any] = {
     "four": lambda: (gradual(monitor="val", patience=1), {"devices": 4, "max_epochs": 4}),
     "bf16": lambda: (gradual(), {"precision": "bf16-mixed"}),
     "fork": lambda: (gradual(), {"strategy": "ddp_fork"}),
+    "spawn": lambda: (gradual(), {"strategy": "ddp_spawn"}),
     "manual": lambda: (gradual(), {}),
     "many": lambda: (
         [FreezeLayers("model.3", k, k + 1) for k in range(0, 100, 2)],

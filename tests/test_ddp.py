@@ -70,6 +70,7 @@ def test_ranks_that_disagree_say_so_on_every_rank_instead_of_hanging(reports: An
         assert "ranks disagree about what trains: 'model." in reports[f"disagreement-{rank}"]
 
 
-def test_forked_processes_train_as_launched_ones_do(tmp_path: Path, reports: Any) -> None:
-    launch("ddp_worker.py", tmp_path, "fork")
-    assert json.loads((tmp_path / "fork.json").read_text())["weights"] == reports["plain"]["weights"]
+def test_forked_and_spawned_processes_train_as_launched_ones_do(tmp_path: Path, reports: Any) -> None:
+    launch("ddp_worker.py", tmp_path, "fork", "spawn")
+    for case in ("fork", "spawn"):
+        assert json.loads((tmp_path / f"{case}.json").read_text())["weights"] == reports["plain"]["weights"]
