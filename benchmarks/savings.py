@@ -21,6 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import readme
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from rich.console import Console
@@ -33,6 +34,8 @@ from lightning_freeze.cache.prefix import PrefixCache, Storage
 from lightning_freeze.cost import cost
 from lightning_freeze.lean_norm import make_lean, make_plain
 
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "examples" / "docs"
 ARMS = ("full", "BackboneFinetuning", "by hand", "this package", "+ cache", "+ lean norms")
 STAGES = ("head", "last block", "half", "all")
 
@@ -246,15 +249,41 @@ def table(results: dict[str, Any]) -> Table:
 def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure((4 + 3 * len(results), 6), layout="constrained")
-    for axes, (name, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    figure = Figure((3 + 2.6 * len(results), 5.5), layout="constrained")
+    for axes, (name, result) in zip(
+        figure.subplots(1, len(results), squeeze=False, sharey=True)[0], results.items(), strict=True
+    ):
         rows = result["rows"]
         labels = [row for row in rows if row != "full"]
-        axes.barh(labels, [rows[row]["seconds"] / rows["full"]["seconds"] for row in labels])
+        colours = [f"C{ARMS.index(row.partition(', ')[2])}" for row in labels]
+        axes.barh(labels, [rows[row]["seconds"] / rows["full"]["seconds"] for row in labels], color=colours)
         axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.invert_yaxis()
-        axes.set_title(f"{name}: time of a step, full training = 1", fontsize=9)
-    figure.savefig(path)
+        axes.set_title(name)
+    axes.invert_yaxis()
+    figure.supxlabel("time of a training step, full training = 1")
+    figure.savefig(path, dpi=80)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The table of the docs: time and bytes kept for backward, each as a part of full training."""
+    arms = ARMS[1:]
+    lines = ["| model | trains | " + " | ".join(arms) + " |", "|---|---|" + "---|" * len(arms)]
+    for name, result in results.items():
+        rows = result["rows"]
+        lines += [
+            f"| {name} | {stage} | " + " | ".join(_cell(rows, f"{stage}, {arm}") for arm in arms) + " |"
+            for stage in STAGES
+        ]
+    never = ", ".join(f"{name} {result['never hits']:.3f}" for name, result in results.items())
+    return "\n".join([*lines, "", f"A step with a cache that never hits, relative to one without it: {never}.", ""])
+
+
+def _cell(rows: dict[str, Any], row: str) -> str:
+    if row not in rows:
+        return ""
+    figures, full = rows[row], rows["full"]
+    kept = f", {figures['saved'] / full['saved']:.2f}" if "saved" in figures else ""
+    return f"{figures['seconds'] / full['seconds']:.3g}{kept}"
 
 
 def main() -> None:
@@ -265,7 +294,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="timed steps of each arm")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--plot", type=Path, help="write a picture")
+    parser.add_argument("--page", action="store_true", help="write table and picture of the docs, measuring nothing")
     options = parser.parse_args()
+    if options.page:
+        results = json.loads((HERE / "savings.json").read_text())
+        readme.write("savings", page(results), DOCS / "savings.md", option="--page")
+        plot(results, DOCS / "savings.png")
+        return
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

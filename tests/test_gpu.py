@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from ddp_worker import Net, gradual
 from helpers import trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from processes import launch
 from torch import nn
 
@@ -39,6 +42,22 @@ def test_sync_batchnorm_put_in_after_setup_is_held_and_stage_names_stay() -> Non
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert isinstance(model.model[1], nn.BatchNorm1d)  # Lightning puts the plain layers back
     assert not torch.equal(before, model.model[1].running_mean.cpu())
+
+
+@pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")
+def test_fsdp_with_original_parameters_freezes_and_unfreezes() -> None:
+    model, seen = Net(), []
+
+    class Seen(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append({name: value.detach().cpu().clone() for name, value in pl_module.named_parameters()})
+
+    strategy = FSDPStrategy(use_orig_params=True)
+    running = trainer([FreezeLayers("model.3", stop=2), Seen()], 4, accelerator="gpu", strategy=strategy)
+    running.fit(model, torch.utils.data.DataLoader(DATA, batch_size=16))
+    weights = [next(value for name, value in epoch.items() if name.endswith("3.weight")) for epoch in seen]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[3])
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs two CUDA devices")

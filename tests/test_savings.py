@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import readme
+import savings as benchmark
 import torch
 from helpers import tensors
 from torch import Tensor, nn
@@ -125,3 +128,9 @@ def test_the_command_prints_every_stage_of_a_schedule(capsys: pytest.CaptureFixt
 def test_a_user_error_has_no_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["savings", "--config", str(tmp_path / "none.yaml")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_figures_of_the_benchmark() -> None:
+    text = (benchmark.DOCS / "savings.md").read_text()
+    figures = json.loads((benchmark.HERE / "savings.json").read_text())
+    assert readme.replaced(text, "savings", benchmark.page(figures), "--page") == text
