@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ CASES: dict[str, Any] = {
     "gradual": lambda folder: (Model(), gradual()),
     "gradual cached": lambda folder: (Model(), [FeatureCache("disk", str(folder / "rows"), 0.01), *gradual()]),
     "compiled": lambda folder: (compiled(), gradual()),
+    "compiled whole": lambda folder: (torch.compile(Model(), backend="eager"), gradual()),
 }
 
 
@@ -45,7 +45,8 @@ class Files(pl.Callback):
         self.most = max(self.most, len(list(self.folder.glob("*.rows"))))
 
 
-def main(folder: Path) -> None:
+def main(path: str) -> None:
+    folder = Path(path)
     for case, make in CASES.items():
         pl.seed_everything(0, verbose=False)
         model, callbacks = make(folder)
@@ -55,7 +56,8 @@ def main(folder: Path) -> None:
             callbacks=[*callbacks, files], accelerator="cpu", strategy="ddp", devices=2, max_epochs=6,
             num_sanity_val_steps=0, default_root_dir=str(folder), **quiet,
         )  # fmt: skip
-        trainer.fit(model, torch.utils.data.DataLoader(Rows(rows=64), batch_size=8, shuffle=True))
+        given, model = model, getattr(model, "_orig_mod", model)
+        trainer.fit(given, torch.utils.data.DataLoader(Rows(rows=64), batch_size=8, shuffle=True))
         weights = torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
         mine = torch.cat([value.detach().flatten() for value in model.parameters()])  # buffers are each rank's own
         theirs = [torch.empty_like(mine) for _ in range(2)]
@@ -74,7 +76,3 @@ def main(folder: Path) -> None:
                 "left": len(list((folder / "rows").glob("*"))),
             }
             (folder / f"{case}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
