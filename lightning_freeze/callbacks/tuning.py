@@ -22,12 +22,12 @@ class FoundRates:
         self._finders = [
             one for one in callbacks if "LearningRateFinder" in {cls.__name__ for cls in type(one).__mro__}
         ]
-        self._seen = [finder.optimal_lr for finder in self._finders]
+        self._seen = [_found(finder) for finder in self._finders]
 
     def spread(self, run: Reconciler) -> None:
         """Give each slot its factor of a rate that was found since the last call."""
         for place, finder in enumerate(self._finders):
-            found = finder.optimal_lr
+            found = _found(finder)
             if found is None or found is self._seen[place]:
                 continue
             self._seen[place] = found
@@ -37,3 +37,7 @@ class FoundRates:
                 if all(group["lr"] == rate for group in groups):
                     for slot, group in zip(slotted.slots, groups, strict=True):
                         group["lr"] = scaled(rate, slot.factor)
+
+
+def _found(finder: Any) -> Any:
+    return getattr(finder, "optimal_lr", None)  # before 2.6 it is there only once something was found
