@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+BEFORE_2_6 = tuple(map(int, pl.__version__.split(".")[:2])) < (2, 6)  # of Lightning
 # FSDP2 on the CPU, since torch 2.7
 SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 STAGES = ["head", "mid", "stem"]

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from contract import ContractNet
-from helpers import STAGES, Batches, Net, Spy, fit, moved, tensors, trainer
+from helpers import BEFORE_2_6, STAGES, Batches, Net, Spy, fit, moved, tensors, trainer
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from torch import nn
 
@@ -61,7 +61,7 @@ class Late(LearningRateFinder):
                 group["lr"] = 0.03
 
 
-@pytest.mark.skipif(pl.__version__ < "2.6", reason="this Lightning writes what it found to the module only")
+@pytest.mark.skipif(BEFORE_2_6, reason="this Lightning writes what it found to the module only")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("finder", [LearningRateFinder, Late])
 def test_a_found_rate_is_multiplied_by_the_factor_of_each_slot(finder: Any, tmp_path: Path) -> None:

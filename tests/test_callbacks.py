@@ -8,10 +8,10 @@ import pickle
 import re
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from helpers import (
+    BEFORE_2_6,
     STAGES,
     Batches,
     Net,
@@ -430,9 +430,7 @@ def test_ties_across_stages_train_with_the_first_of_them() -> None:
     "bar",
     [
         TQDMProgressBar,
-        pytest.param(
-            RichProgressBar, marks=pytest.mark.skipif(pl.__version__ < "2.6", reason="its bar breaks with today's rich")
-        ),
+        pytest.param(RichProgressBar, marks=pytest.mark.skipif(BEFORE_2_6, reason="its bar breaks with today's rich")),
     ],
 )
 def test_table_and_changes_are_printed_beside_a_progress_bar(bar: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from unittest import mock
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers import BEFORE_2_6
 from torch import nn
 
 from lightning_freeze import (
@@ -325,9 +326,7 @@ def test_the_order_of_the_callbacks_may_change_between_runs(tmp_path: Path) -> N
     assert not differences(expected, resumed)
 
 
-@pytest.mark.skipif(
-    pl.__version__ < "2.6", reason="this Lightning resumes a run that max_steps ended in another place, by itself"
-)
+@pytest.mark.skipif(BEFORE_2_6, reason="this Lightning resumes a run that max_steps ended in another place, by itself")
 def test_the_last_checkpoint_of_model_checkpoint_resumes_through_last(tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         keeper = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=7, save_top_k=1)
