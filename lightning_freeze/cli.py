@@ -46,10 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Simulate the fit of a LightningCLI config. Further options, such as --trainer.max_epochs=3, "
         "override those of the config.",
     )
-    preview.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
+    _add_config(preview)
     preview.add_argument("--plot", metavar="FILE", help="write a PNG, SVG or PDF: stages by time, coloured by rate")
-    preview.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
-    preview.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
     preview.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches of an epoch: the data is not asked")
     preview.set_defaults(command=_preview)
     savings = commands.add_parser(
@@ -58,11 +56,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Run one real training step at each change of the schedule of a LightningCLI config. Further "
         "options, such as --trainer.max_epochs=3, override those of the config.",
     )
-    savings.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
-    savings.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
-    savings.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
+    _add_config(savings)
     savings.set_defaults(command=_savings)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
+    parser.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
+    parser.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
 
 
 def _stages(options: argparse.Namespace) -> str:

@@ -270,6 +270,12 @@ class Reconciler:
             found.append([float(rate) for rate in rates])
         return found
 
+    def rates_used(self) -> list[list[float]]:
+        """The learning rate of each slot of each optimizer in its last step, where a policy shapes steps."""
+        plain = [[group["lr"] for group in slotted.optimizer.param_groups] for slotted in self.optimizers]
+        used = [shaper.used for shaper in self._shapers] or plain
+        return [[float(rate) for rate in last or rates] for last, rates in zip(used, plain, strict=True)]
+
     def _make_lean(self, wanted: frozenset[int]) -> None:
         for place in self._lean - wanted:
             make_plain(self.index.spans[place].module)

@@ -185,8 +185,3 @@ def from_rank_0(value: Any) -> Any:
         dist.broadcast_object_list(values)
         return values[0]
     return value
-
-
-def agree(value: Any, strategy: Any) -> Any:
-    """The value of rank 0, on every rank."""
-    return strategy.broadcast(value)

@@ -64,7 +64,7 @@ class Timeline:
 
     def add(self, run: Reconciler, time: float, step: int, *, change: bool = False) -> None:
         """Record how things are from `time` on."""
-        rates = stage_rates(run)
+        rates = stage_rates(run, run.rates())
         trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
         sample = Sample(time, step, [rates[stage] for stage in self.stages], trainable, change)
         self.end = max(self.end, time)
@@ -103,10 +103,10 @@ def stage_names(run: Reconciler) -> list[str]:
     return list(stage_members(run))
 
 
-def stage_rates(run: Reconciler) -> dict[str, float | None]:
-    """Stage -> learning rate of the step that comes next, the largest of its slots; None while it is frozen."""
+def stage_rates(run: Reconciler, by_slot: list[list[float]]) -> dict[str, float | None]:
+    """Stage -> learning rate, the largest of its slots; None while it is frozen."""
     rates: dict[str, float | None] = dict.fromkeys(stage_names(run))
-    for slotted, used in zip(run.optimizers, run.rates(), strict=True):
+    for slotted, used in zip(run.optimizers, by_slot, strict=True):
         for slot, group, rate in zip(slotted.slots, slotted.optimizer.param_groups, used, strict=True):
             label = slot.label or "rest"
             if group["params"] and label in rates:

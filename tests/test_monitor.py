@@ -13,7 +13,7 @@ from helpers import STAGES, Batches, Net, Spy, fit, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_freeze import FreezeLayers, FreezeMonitor, GradualUnfreeze, LayerwiseLR, PlanError
+from lightning_freeze import FreezeLayers, FreezeMonitor, GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, PlanError
 from lightning_freeze import plot as picture
 from lightning_freeze.plan import Progress
 from lightning_freeze.reconcile import Reconciler
@@ -57,6 +57,26 @@ def test_what_is_logged_is_what_trains_with_one_line_per_stage(tmp_path: Path) -
     assert [row["freeze/lr/stem"] for row in rows] == pytest.approx([0, 0, 0, 0, 2.5e-5, 2.5e-5])
     assert [row["freeze/grad_norm/mid"] for row in rows] == pytest.approx(norms.found)
     assert [row["step"] for row in rows] == list(range(6))
+
+
+class Used(pl.Callback):
+    """The rate of each stage within the update itself."""
+
+    def __init__(self) -> None:
+        self.rates: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        groups = trainer.optimizers[0].param_groups
+        # torch calls it at the end of each update
+        trainer.optimizers[0]._optimizer_step_code = lambda: self.rates.append({g["name"]: g["lr"] for g in groups})
+
+
+def test_an_adaptive_rate_is_logged_as_the_step_used_it_with_clipped_gradients(tmp_path: Path) -> None:
+    used = Used()
+    adaptive = LayerAdaptiveLR("trust_ratio", stages=STAGES, max_factor=1e6, verbose=False)
+    rows = logged(tmp_path, [FreezeMonitor(), adaptive, used], gradient_clip_val=1e-3)
+    for stage in STAGES:
+        assert [row[f"freeze/lr/{stage}"] for row in rows] == [rates[stage] for rates in used.rates]
 
 
 def test_the_rate_of_a_step_has_its_warm_up(tmp_path: Path) -> None:

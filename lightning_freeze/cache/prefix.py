@@ -28,6 +28,7 @@ from lightning_freeze.cache.row_index import RowIndex
 from lightning_freeze.cache.row_keys import row_keys
 from lightning_freeze.cache.row_store import Entry, Key, RowStore
 from lightning_freeze.cache.serving import Step, conditions, promised
+from lightning_freeze.compiling import is_compiled
 from lightning_freeze.errors import PlanError
 from lightning_freeze.selection import ModelIndex
 
@@ -202,7 +203,7 @@ class PrefixCache:
         return self._parameters[0].device if self._parameters else None
 
     def _record(self, shapes: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if compiled := next((span.name for span in self._index.spans if _is_compiled(span.module)), None):
+        if compiled := next((span.name for span in self._index.spans if is_compiled(span.module)), None):
             self.turn_off(f"'{compiled}' is compiled, and what is compiled into one piece cannot be skipped in parts")
             return step(*args, **kwargs)
         recorder = Recorder(self._index, self._device())
@@ -470,7 +471,3 @@ def _shapes(arguments: Any) -> Any:
     leaves, tree = tree_flatten(arguments)
     shapes = [(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]
     return str(tree), tuple(shapes)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None

@@ -17,6 +17,8 @@ from lightning_freeze.selection import as_patterns
 class FreezeLayers(FreezeCallback):
     """Freeze the parameters that the patterns select while `start <= progress < stop`.
 
+    A run that ends before `start` or `stop` says so in a warning, and `lightning-freeze preview` refuses it.
+
     Args:
         patterns: a pattern or a list of them (see `select`).
         start: first epoch, or first optimizer step, in which they are frozen; zero-based.

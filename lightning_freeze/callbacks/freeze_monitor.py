@@ -57,7 +57,7 @@ class FreezeMonitor(FreezeCallback):
         self._timeline = Timeline()
         self._changed = False
         self._norms: dict[str, Tensor] = {}
-        self._rates: dict[str, float | None] = {}  # of the step that is being logged
+        self._stepped = False  # since the last log: not within an accumulation window
         self._members: dict[str, list[str]] = {}
 
     # ---- the policy decides nothing, and keeps its timeline over a resume
@@ -67,7 +67,7 @@ class FreezeMonitor(FreezeCallback):
 
     @property
     def shapes_steps(self) -> bool:
-        return self.logs  # so that the rates of a step are kept: when it is logged, schedulers have gone on
+        return self.logs  # so that the rates of a step are kept: when it is logged, a scheduler may have gone on
 
     def changed(self, run: Reconciler, done: Change) -> None:
         self._changed |= bool(done.unfrozen or done.frozen)
@@ -106,9 +106,8 @@ class FreezeMonitor(FreezeCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.logs and trainer.loggers and _is_due(trainer):
-            run = _run(trainer)
-            self._norms.update(_norms(run, self._members))
-            self._rates = stage_rates(run)  # now: at the end of the batch a scheduler may have gone on
+            self._norms.update(_norms(_run(trainer), self._members))
+            self._stepped = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,9 +115,9 @@ class FreezeMonitor(FreezeCallback):
         if not _is_due(trainer):
             return
         run = _run(trainer)
-        if self._rates:  # not within an accumulation window
-            self._log(trainer, run, self._rates)
-            self._rates = {}
+        if self._stepped:
+            self._log(trainer, run)
+            self._stepped = False
         if self.plot is not None:
             self._sample(trainer, run, batch_idx + 1)
 
@@ -148,7 +147,8 @@ class FreezeMonitor(FreezeCallback):
             self._timeline.add(run, _time(trainer, batch), trainer.global_step, change=self._changed)
         self._changed = False
 
-    def _log(self, trainer: Trainer, run: Reconciler, rates: dict[str, float | None]) -> None:
+    def _log(self, trainer: Trainer, run: Reconciler) -> None:
+        rates = stage_rates(run, run.rates_used())
         values: dict[str, float] = {
             "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
             "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),
