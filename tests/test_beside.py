@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAver
 from torch import nn
 
 from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR
+from lightning_freeze.callbacks.averaging import _METHODS as METHODS
 from lightning_freeze.context import Context
 from lightning_freeze.plan import Progress
 from lightning_freeze.reconcile import Reconciler
@@ -38,10 +40,21 @@ def test_averages_write_only_what_trains_and_keep_held_statistics(average: Any, 
     assert model.stem[1].momentum == 0.1
 
 
-def test_a_shadowed_average_can_be_copied() -> None:
-    averaging = AVERAGES[0]()
-    fit(ContractNet(), [FreezeLayers("mid", verbose=False), averaging])
-    assert type(copy.deepcopy(averaging)) is StochasticWeightAveraging
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("raises", [False, True])
+def test_after_a_fit_an_average_has_only_its_own_methods(average: Any, raises: bool) -> None:
+    def fail(*_: Any) -> None:
+        if raises:
+            raise RuntimeError("fails at epoch 2")
+
+    during = Spy("on_train_epoch_start", lambda run, _: [m for m in METHODS if m in vars(run.callbacks[0])])
+    last = Spy("on_train_epoch_end", lambda run, _: fail() if run.current_epoch == 2 else None)
+    callbacks = [one := average(), FreezeLayers("mid", verbose=False), during, last]
+    with pytest.raises(RuntimeError, match="epoch 2") if raises else nullcontext():
+        fit(ContractNet(), callbacks, epochs=4)
+    assert all(during.seen)
+    assert not set(vars(one)) & set(METHODS)
+    assert type(copy.deepcopy(one)) is type(one)
 
 
 class Late(LearningRateFinder):

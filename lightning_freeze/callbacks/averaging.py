@@ -1,13 +1,13 @@
 """Lightning's averages of weights, SWA and EMA, leave alone what is frozen.
 
 At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them
-anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance, so
-that what is frozen at that moment is put back bit for bit.
+anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance
+for the length of a fit, and what is frozen at that moment is put back bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,31 +21,38 @@ from lightning_freeze.reconcile import Reconciler
 _METHODS = ("transfer_weights", "reset_batch_norm_and_save_state", "_copy_average_to_current")
 
 
-def guard(callbacks: Sequence[Any], run: Callable[[], Reconciler | None]) -> None:
-    """Let averages beside us write only what trains.
+def guard(callbacks: Sequence[Any], run: Reconciler) -> None:
+    """Let averages beside us write only what trains, until `release`.
 
     Args:
         callbacks: all of the Trainer.
-        run: the reconciler of the fit that is running; None when there is none.
+        run: of the fit that is running.
     """
-    for callback in callbacks:
-        names = {cls.__name__ for cls in type(callback).__mro__}
-        if names & {"StochasticWeightAveraging", "WeightAveraging"}:
-            for method in _METHODS:
-                if hasattr(type(callback), method):
-                    setattr(callback, method, partial(_guarded, callback, method, run))
+    for callback in _averages(callbacks):
+        for method in _METHODS:
+            if hasattr(type(callback), method):
+                setattr(callback, method, partial(_guarded, callback, method, run))
 
 
-def _guarded(callback: Any, method: str, run: Callable[[], Reconciler | None], *args: Any) -> Any:
+def release(callbacks: Sequence[Any]) -> None:
+    """Leave averages as they were before `guard`."""
+    for callback in _averages(callbacks):
+        for method in _METHODS:
+            vars(callback).pop(method, None)
+
+
+def _averages(callbacks: Sequence[Any]) -> list[Any]:
+    kinds = {"StochasticWeightAveraging", "WeightAveraging"}
+    return [one for one in callbacks if kinds & {cls.__name__ for cls in type(one).__mro__}]
+
+
+def _guarded(callback: Any, method: str, run: Reconciler, *args: Any) -> Any:
     original = getattr(type(callback), method)
     bound = args if isinstance(_as_defined(type(callback), method), staticmethod) else (callback, *args)
-    current = run()
-    if current is None:
-        return original(*bound)
-    with _kept(current):
+    with _kept(run):
         result = original(*bound)
-        for place in current.held:  # SWA would fill their statistics anew
-            module: Any = current.index.spans[place].module
+        for place in run.held:  # SWA would fill their statistics anew
+            module: Any = run.index.spans[place].module
             momenta = getattr(callback, "momenta", {})
             if module in momenta:
                 module.momentum = momenta.pop(module)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -48,7 +47,8 @@ class Session:
     """Shared by all policies of a Trainer; whichever hook comes first does the work for all of them."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]  # type: ignore[attr-defined]
+        self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        self.policies = [callback for callback in self._callbacks if isinstance(callback, Policy)]
         self.reconciler: Reconciler | None = None
         self.over = False
         self.next_step = math.inf
@@ -105,8 +105,8 @@ class Session:
         if unused:
             reducer.rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
-        self._found = FoundRates(trainer.callbacks)  # type: ignore[attr-defined]
-        averaging.guard(trainer.callbacks, partial(_reconciler_of, trainer))  # type: ignore[attr-defined]
+        self._found = FoundRates(self._callbacks)
+        averaging.guard(self._callbacks, self.reconciler)
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
         else:
@@ -224,6 +224,7 @@ class Session:
         """Put everything back, however the fit ended."""
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
+            averaging.release(self._callbacks)
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True
@@ -233,11 +234,6 @@ def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
     """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
     returned = [config.scheduler for config in trainer.lr_scheduler_configs]
     return returned + [value for value in vars(model).values() if isinstance(value, LRScheduler)]
-
-
-def _reconciler_of(trainer: Trainer) -> Reconciler | None:
-    session = last_session(trainer)
-    return session.reconciler if session is not None and not session.over else None
 
 
 def _is_whole(model: LightningModule) -> bool:
