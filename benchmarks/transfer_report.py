@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from rich.table import Table
 
+REGIMES = ("few-shot", "all data", "quick")
 Run = dict[str, Any]  # task, regime, arm, lr, seed, accuracy, cpu_s, trainable_share
 
 
@@ -29,7 +31,7 @@ def summary(found: Sequence[Run]) -> list[Run]:
                 "cpu_s": statistics.mean(run["cpu_s"] for run in mine),
             }
         )
-    return sorted(rows, key=lambda row: (row["task"], row["regime"], -row["mean"]))
+    return sorted(rows, key=lambda row: (row["task"], REGIMES.index(row["regime"]), -row["mean"]))
 
 
 def said(rows: Sequence[Run], found: Sequence[Run]) -> list[str]:
@@ -57,39 +59,39 @@ def clearly(one: dict[int, float], other: dict[int, float]) -> bool:
     return statistics.mean(differences) > 2 * statistics.stdev(differences) / len(differences) ** 0.5
 
 
-HEADINGS = ("task", "training data", "arm", "lr", "accuracy", "seeds", "CPU s")
+HEADINGS = ("arm", "lr", "accuracy", "seeds", "CPU s")
 
 
-def _cells(row: Run) -> tuple[str, ...]:
-    accuracy = f"{row['mean']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
-    return (
-        row["task"],
-        row["regime"],
-        row["arm"],
-        f"{row['lr']:g}",
-        accuracy,
-        str(len(row["seeds"])),
-        f"{row['cpu_s']:.0f}",
-    )
+def _accuracy(row: Run) -> str:
+    return f"{row['mean']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
 
 
 def tables(rows: Sequence[Run]) -> list[Table]:
-    """The summary for the screen, a table per task and a line per arm."""
+    """The summary for the screen, a table per task and training data, and a line per arm."""
     shown = []
     for task, regime in dict.fromkeys((row["task"], row["regime"]) for row in rows):
         one = Table(title=f"{task}, {regime}: test accuracy, mean ± standard deviation", box=None)
-        for heading in HEADINGS[2:]:
+        for heading in HEADINGS:
             one.add_column(heading, no_wrap=True)
         for row in rows:
             if (row["task"], row["regime"]) == (task, regime):
-                one.add_row(*_cells(row)[2:])
+                seeds, seconds = str(len(row["seeds"])), f"{row['cpu_s']:.0f}"
+                one.add_row(row["arm"], f"{row['lr']:g}", _accuracy(row), seeds, seconds)
         shown.append(one)
     return shown
 
 
 def markdown(rows: Sequence[Run], sentences: Sequence[str]) -> str:
-    """The same for the README, and what is said about it."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, rows)]
+    """The same for the README, with what is said about it: a line per arm, and columns for each amount of data."""
+    regimes = [regime for regime in REGIMES if any(row["regime"] == regime for row in rows)]
+    by_arm: dict[tuple[str, str, float], dict[str, Run]] = {}
+    for row in rows:
+        by_arm.setdefault((row["task"], row["arm"], row["lr"]), {})[row["regime"]] = row
+    lines = [["task", "arm", "lr", *(f"{what}, {regime}" for regime in regimes for what in ("accuracy", "CPU s"))]]
+    lines.append(["---"] * len(lines[0]))
+    for (task, arm, lr), found in by_arm.items():
+        pairs = ((_accuracy(row), f"{row['cpu_s']:.0f}") if (row := found.get(one)) else ("", "") for one in regimes)
+        lines.append([task, arm, f"{lr:g}", *chain.from_iterable(pairs)])
     return "\n".join(
         [*("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {line}" for line in sentences), ""]
     )

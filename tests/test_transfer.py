@@ -30,9 +30,11 @@ def test_the_json_and_the_readme_show_what_the_runs_found() -> None:
 def test_every_run_is_of_an_arm_as_it_is_now_and_each_arm_has_the_same_seeds() -> None:
     rates = {(name, arm.title): arm.lr for name, task in transfer.TASKS.items() for arm in task.arms}
     assert {(run["task"], run["arm"]): run["lr"] for run in FOUND["runs"]} == rates
-    for task in transfer.TASKS:
-        seeds = [row["seeds"] for row in FOUND["summary"] if (row["task"], row["regime"]) == (task, "few-shot")]
-        assert all(each == seeds[0] for each in seeds)
+    rows = FOUND["summary"]
+    for task, regime in dict.fromkeys((row["task"], row["regime"]) for row in rows):
+        of_task = {arm.title for arm in transfer.TASKS[task].arms}
+        seeds = {row["arm"]: row["seeds"] for row in rows if (row["task"], row["regime"]) == (task, regime)}
+        assert seeds == {arm: [0, 1, 2, 3, 4] for arm in of_task}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_what_is_there_is_not_run_again_and_arms_keep_the_same_seeds(monkeypatch
         return {"accuracy": 0.5, "cpu_s": 1.0, "trainable_share": 1.0}
 
     monkeypatch.setattr(transfer, "run", run)
-    task = transfer.Task(lambda lr: None, lambda seed, full, quick: None, transfer.TASKS["text"].arms, 1)  # type: ignore[arg-type, return-value]
+    task = transfer.Task(lambda lr: None, lambda seed, full, quick: None, transfer.TASKS["text"].arms, 1, 1)  # type: ignore[arg-type, return-value]
     monkeypatch.setitem(transfer.TASKS, "text", task)
     options = transfer.arguments(["--task", "text", "--seeds", "0", "1", "--arms", "full", "gradual"])
     found = [*runs("full", [0.5], task="text")]
