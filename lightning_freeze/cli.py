@@ -69,7 +69,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _stages(options: argparse.Namespace) -> str:
     model = load_model(options.model)
-    example = None if options.input is None else torch.zeros(_shape(options.input))
+    example = None if options.input is None else _zeros(options.input)
     stages = discover_stages(model, example, options.max_stages)
     bound = Context(model).stages(stages, "stages") if stages else []
     return report.stages(Context(model), bound)
@@ -97,11 +97,14 @@ def _savings(options: argparse.Namespace) -> str:
     return savings(options.config, options.rest, model=options.model, data=options.data).table()
 
 
-def _shape(text: str) -> list[int]:
-    parts = text.replace(",", "x").split("x")
+def _zeros(shape: str) -> torch.Tensor:
+    parts = shape.replace(",", "x").split("x")
     if not all(part.strip().isdigit() for part in parts):
-        raise PlanError(f"--input {text} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224")
-    return [int(part) for part in parts]
+        raise PlanError(f"--input {shape} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224")
+    try:
+        return torch.zeros([int(part) for part in parts])
+    except RuntimeError as error:
+        raise PlanError(f"--input {shape} cannot be made: {error}\n  A batch of one is enough") from error
 
 
 def load_model(name: str) -> nn.Module:

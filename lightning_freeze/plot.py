@@ -37,7 +37,7 @@ def draw(timeline: Timeline, path: str | Path) -> None:
         path: PNG, SVG or PDF; folders are made.
 
     Raises:
-        PlanError: another format, or matplotlib is not installed.
+        PlanError: another format, matplotlib is not installed, or the file cannot be written.
     """
     check_path(path, "draw")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -50,8 +50,11 @@ def draw(timeline: Timeline, path: str | Path) -> None:
     _stages(figure, top, below, timeline)
     _metric(below, timeline)
     _ticks(top, below, timeline)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise PlanError(f"the picture cannot be written to {path}: {error.strerror or error}") from error
 
 
 def _stages(figure: Any, top: Any, below: Any, timeline: Timeline) -> None:

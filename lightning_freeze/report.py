@@ -60,13 +60,13 @@ def stages(context: Context, bound: Sequence[BoundStage]) -> str:
     table.add_column("patterns", overflow="fold")
     for heading in ("parameters", "share", "norm layers"):
         table.add_column(heading, justify="right")
-    total = sum(parameter.numel() for parameter in index.parameters.values()) or 1
+    total = sum(parameter.numel() for parameter in index.parameters.values())
     layers = {id(span.module): span for span in index.spans if is_norm(span.module)}.values()  # a shared one once
     for stage in bound:
         size = sum(index.parameters[name].numel() for name in stage.names)
         norms = sum(not set(index.under(span.name)).isdisjoint(stage.names) for span in layers)
         patterns = "" if stage.patterns == (stage.name,) else "\n".join(stage.patterns)
-        table.add_row(stage.name, patterns, f"{size:,}", f"{size / total:.1%}", str(norms or "-"))
+        table.add_row(stage.name, patterns, f"{size:,}", f"{size / (total or 1):.1%}", str(norms or "-"))
     return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{render(table)}"
 
 

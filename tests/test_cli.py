@@ -126,6 +126,11 @@ def test_stages_lists_the_stages_of_a_model(capsys: pytest.CaptureFixture[str]) 
     assert printed.index("layer4.1") < printed.index("layer4.0") < printed.index("conv1")
 
 
+def test_a_model_without_parameters_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stages", "torch.nn:ReLU"]) == 0
+    assert capsys.readouterr().out.startswith("ReLU: 0 stages, 0 parameters")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -135,6 +140,7 @@ def test_stages_lists_the_stages_of_a_model(capsys: pytest.CaptureFixture[str]) 
         (["collections:OrderedDict"], "not a torch.nn.Module"),
         (["torchvision:resnet18", "--input", "big"], "is no shape"),
         (["torchvision:resnet18", "--input", "1x4"], "raised RuntimeError"),
+        (["torchvision:resnet18", "--input", "999999999x999999"], "--input 999999999x999999 cannot be made"),
         (["torchvision:resnet18", "--max-stages", "0"], "at least 1"),
     ],
 )

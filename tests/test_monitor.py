@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,19 @@ def test_a_picture_is_written_when_the_run_breaks_off(tmp_path: Path, error: typ
         fit(Net(adamw), [*gradual(), Spy("on_train_batch_end", fail), monitor])
     assert (tmp_path / "run.png").exists()
     assert 1 < monitor._timeline.end < 2
+
+
+def test_a_picture_that_cannot_be_written_neither_fails_the_run_nor_hides_its_error(tmp_path: Path) -> None:
+    class Breaks(Net):
+        def on_train_epoch_end(self) -> None:
+            raise KeyError("of the run")
+
+    (tmp_path / "run.png").mkdir()
+    for net, ends in ((Net(adamw), nullcontext()), (Breaks(adamw), pytest.raises(KeyError, match="of the run"))):
+        monitor = FreezeMonitor(plot=str(tmp_path / "run.png"))
+        with pytest.warns(UserWarning, match="FreezeMonitor: the picture cannot be written to .*run.png"), ends:
+            fit(net, [monitor, *gradual()])
+        assert all(parameter.requires_grad for parameter in net.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class FreezeMonitor(FreezeCallback):
         log: whether to log.
         plot: path of a PNG, SVG or PDF that is written when training ends or stops with an error, on rank 0: stages by
             time, coloured by rate, unfreezings marked, the validation metric underneath (the one that a
-            `GradualUnfreeze` or a checkpoint monitors, else the first that validation logs).
+            `GradualUnfreeze` or a checkpoint monitors, else the first that validation logs). A file that cannot be
+            written is a warning.
 
     Raises:
         PlanError: `plot` has another ending, or matplotlib (the extra `plot`) is not installed.
@@ -166,7 +168,10 @@ class FreezeMonitor(FreezeCallback):
 
     def _draw(self, trainer: Trainer) -> None:
         if self.plot is not None and trainer.is_global_zero and self._timeline.samples:
-            picture.draw(self._timeline, self.plot)
+            try:
+                picture.draw(self._timeline, self.plot)
+            except PlanError as error:  # a run that is done, or has an error of its own, does not fail for a picture
+                warnings.warn(f"{self.title}: {error}", stacklevel=2)
         self._members = {}
 
 
