@@ -128,8 +128,9 @@ def _take_over(options: Any, asked: dict[str, Any]) -> None:
             options[name] = value
 
 
-def _check_strategy(strategy: Any, package: str) -> None:
-    """Refuse by class what `check_strategy` refuses: the strategy itself may need what is not installed here."""
+def _check_strategy(asked: Mapping[str, Any], package: str, policies: Sequence[Policy], processes: int) -> None:
+    """Refuse by class what the run refuses: the strategy itself may need what is not installed here."""
+    strategy = asked["strategy"]
     if isinstance(strategy, str):
         registry = import_module(f"{package}.strategies").StrategyRegistry
         if strategy == "auto" or (strategy not in registry and strategy in ("ddp", "fsdp", "deepspeed")):
@@ -145,9 +146,14 @@ def _check_strategy(strategy: Any, package: str) -> None:
         )
     else:
         return
-    shape = object.__new__(cls)
-    shape.kwargs = arguments
-    reducer.check_strategy(shape, "lightning_freeze")
+    replicas = arguments.get("data_parallel_size", processes)
+    replicas = asked["num_nodes"] if replicas == "auto" else replicas
+    shape: Any = object.__new__(type(cls.__name__, (cls,), {"distributed_sampler_kwargs": {"num_replicas": replicas}}))
+    shape.kwargs = shape._ddp_kwargs = arguments
+    for policy in policies:
+        reducer.check_strategy(shape, policy.title)
+        if policy.idles:
+            reducer.check_unused(shape, policy.title)
 
 
 # ---- the simulation
@@ -160,12 +166,12 @@ def _simulate(
     package = next(
         name for name in config.PACKAGES if any(c.__module__.startswith(f"{name}.") for c in type(trainer).__mro__)
     )
-    _check_strategy(asked["strategy"], package)
     policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]
     if not policies:
         raise PlanError("no callback of lightning_freeze is in trainer.callbacks, so there is nothing to preview")
     remarks: list[str] = []
     processes = _processes(asked, remarks)
+    _check_strategy(asked, package, policies, processes)
     _prepare(trainer, model, built.data, package, processes, steps_per_epoch)
     session = session_of(trainer)
     session.check(trainer, model)
@@ -251,7 +257,7 @@ class Simulation:
             trainer.epoch += 1
         self.timeline.end = float(self.time)
         end = Progress(trainer.epoch - 1, trainer.steps, self.total)
-        for policy in self.run.policies:
+        for policy in self.run.policies if not trainer.fast_dev_run else ():  # it ends early by design
             for text in policy.warnings(end):
                 raise PlanError(text)
         return Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)

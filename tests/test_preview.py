@@ -83,6 +83,7 @@ class Broken(Net):
 """
 FREEZE = {"class_path": "lightning_freeze.FreezeLayers"}
 UNFREEZE = {"class_path": "lightning_freeze.GradualUnfreeze", "init_args": {"stages": ["head", "mid", "stem"]}}
+TASKS = {"class_path": "lightning_freeze.TaskFreeze", "init_args": {"tasks": {"one": ["mid"]}}}
 RATES = {"class_path": "lightning_freeze.LayerwiseLR", "init_args": {"decay": 0.1}}
 
 
@@ -186,6 +187,11 @@ def test_a_plateau_is_left_alone_and_said_so(folder: Path, capsys: pytest.Captur
     assert "ReduceLROnPlateau: its metric is assumed to go on improving" in said
 
 
+def test_a_trial_run_may_end_before_its_schedule(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(capsys, "--config", config(folder, UNFREEZE, trainer__fast_dev_run=True))
+    assert "1 epochs, 1 optimizer steps" in said
+
+
 def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
     windows = [{"patterns": "mid", "start": k, "stop": k + 1} for k in range(0, 40, 2)]
     freezes = [{"class_path": "lightning_freeze.FreezeLayers", "init_args": window} for window in windows]
@@ -211,6 +217,9 @@ def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
         ({"strategy": "dpp"}, r"strategy 'dpp' is none of Lightning's: .*ddp"),
         ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy",
                        "dict_kwargs": {"use_orig_params": False}}}, r"use_orig_params=False"),
+        ({"strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy", "dict_kwargs": {"static_graph": True}},
+          "callbacks": [TASKS]}, r"TaskFreeze cannot work with DDPStrategy\(static_graph=True\)"),
+        ({"strategy": "fsdp", "devices": 2, "callbacks": [TASKS]}, r"with different data on different ranks"),
         ({"max_epochs": -1}, r"the run has no end"),
         ({"callbacks": []}, r"no callback of lightning_freeze"),
         ({"max_epocs": 3}, r"max_epocs"),
@@ -247,7 +256,12 @@ def test_what_is_wrong_with_the_model_is_said_in_one_message(
 
 def test_files_that_are_no_configs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read: No such file" in refused(capsys, "--config", str(tmp_path / "none.yaml"))
-    for content, message in [("a: [", "is no YAML"), ("- 1", "it holds a list"), ("", "it holds a NoneType")]:
+    for content, message in [
+        ("a: [", "is no YAML"),
+        ("a: !b", "with *, ? or ! need quotes"),
+        ("- 1", "it holds a list"),
+        ("", "it holds a NoneType"),
+    ]:
         (tmp_path / "bad.yaml").write_text(content)
         assert message in refused(capsys, "--config", str(tmp_path / "bad.yaml"))
     assert "must be at least 1" in refused(capsys, "--config", "x.yaml", "--steps-per-epoch", "0")
@@ -284,6 +298,14 @@ def test_a_config_that_a_run_saved_is_read(folder: Path, capsys: pytest.CaptureF
 def test_a_picture_is_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed(capsys, "--config", config(folder, UNFREEZE), "--plot", str(tmp_path / "new" / "plan.svg"))
     assert (tmp_path / "new" / "plan.svg").read_text().startswith("<?xml")
+
+
+def test_a_picture_that_cannot_be_written_is_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.svg").mkdir()
+    said = refused(capsys, "--config", config(folder, UNFREEZE), "--plot", str(tmp_path / "plan.svg"))
+    assert re.search(r"the picture cannot be written to .*plan.svg: Is a directory", said)
 
 
 def test_nothing_is_left_behind(folder: Path) -> None:
