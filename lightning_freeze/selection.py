@@ -211,7 +211,8 @@ def _nothing_matched(
     lines = [f"{owner}: pattern '{pattern}' matches none of {of}."]
     if plain in containers:
         lines.append(f"  '{plain}' is a module without any.")
-    closest = [name for name in difflib.get_close_matches(plain, names, n=3, cutoff=0.5) if name != plain]
+    closest = [name for name in names if name.endswith(f".{plain}")][:3]  # `fc`, and it is `model.fc`
+    closest = closest or [name for name in difflib.get_close_matches(plain, names, n=3, cutoff=0.5) if name != plain]
     if not closest and "." in plain:  # the parent is right and the child is not: show the children
         parent = plain.rpartition(".")[0]
         closest = [name for name in names if name.rpartition(".")[0] == parent][:5]

@@ -158,6 +158,10 @@ class TestErrors:
         with pytest.raises(PatternError, match=r"Closest: .*layer1\.0"):
             select(RESNET, "layer1.zzzzzzz")
 
+    def test_a_name_without_what_comes_before_it_is_answered_with_the_whole(self) -> None:
+        with pytest.raises(PatternError, match=r"Closest: model\.fc$"):
+            select(nn.ModuleDict({"model": RESNET}), "fc")
+
     def test_a_module_without_parameters_is_called_so(self) -> None:
         with pytest.raises(PatternError, match="'relu' is a module without any"):
             select(RESNET, "relu")
