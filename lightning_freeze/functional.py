@@ -48,6 +48,10 @@ def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list
 def unfreeze(model: nn.Module, patterns: Patterns) -> list[str]:
     """Let the selected parameters train again, and return their names. Modules that `freeze` holds are released.
 
+    Args:
+        model: any module.
+        patterns: what to unfreeze (see `select`).
+
     Raises:
         PatternError: a pattern matches nothing; nothing is unfrozen then.
 

@@ -58,6 +58,7 @@ def test_every_error_is_a_value_error_with_one_base() -> None:
         (lambda: GradualUnfreeze(monitor="val", min_delta=-1), "min_delta must not be negative"),
         (lambda: GradualUnfreeze(restore_best=True), "only with monitor"),
         (lambda: GradualUnfreeze(max_epochs_per_stage=3), "only with monitor"),
+        (lambda: GradualUnfreeze(patience=5, mode="max"), "mode and patience can be used only with monitor"),
         (lambda: GradualUnfreeze(monitor="val", max_epochs_per_stage=0), "max_epochs_per_stage must be"),
         (lambda: GradualUnfreeze(warmup_steps=-1), "warmup_steps must be"),
         (lambda: FreezeLayers([]), "patterns is empty"),

@@ -22,6 +22,7 @@ from lightning_freeze.policy import Binding, Row, Wants
 from lightning_freeze.stages import Stage
 
 _TRIGGERS = ("every_n_epochs", "every_n_train_steps", "at", "curve", "monitor")
+_OF_MONITOR = {"mode": "min", "patience": 3, "min_delta": 0.0, "max_epochs_per_stage": None, "restore_best": False}
 
 
 class GradualUnfreeze(FreezeCallback):
@@ -40,9 +41,9 @@ class GradualUnfreeze(FreezeCallback):
         span: the part of the run, as fractions, over which `curve` spreads the stages.
         monitor: name of a logged metric. A stage ends when it has not improved for `patience` validations; the next
             one starts with the next epoch.
-        mode: "min" or "max": which way the metric improves.
-        patience: validations without improvement that end a stage.
-        min_delta: a smaller change than this is no improvement, in units of the metric.
+        mode: with `monitor`, "min" or "max": which way the metric improves.
+        patience: with `monitor`, validations without improvement that end a stage.
+        min_delta: with `monitor`, a smaller change than this is no improvement, in units of the metric.
         max_epochs_per_stage: with `monitor`, end a stage after so many epochs at the latest.
         restore_best: with `monitor`, return to the best weights of a stage, and their optimizer state, when it ends.
         warmup_steps: the k-th optimizer step after unfreezing uses min(1, k / warmup_steps) of the rate; the first
@@ -127,8 +128,11 @@ class GradualUnfreeze(FreezeCallback):
             raise PlanError(f"{owner}: span={self.span} has a meaning only with curve='linear' or curve='cosine'")
         if self.at is not None:
             plan.check_starts(self.at, owner)
-        if self.monitor is None and (self.restore_best or self.max_epochs_per_stage is not None):
-            raise PlanError(f"{owner}: restore_best and max_epochs_per_stage have a meaning only with monitor=...")
+        idle = [name for name, usual in _OF_MONITOR.items() if self.monitor is None and getattr(self, name) != usual]
+        if idle:
+            raise PlanError(
+                f"{owner}: {' and '.join(idle)} can be used only with monitor=..., the name of a logged metric"
+            )
         if self.min_delta < 0:
             raise PlanError(f"{owner}: min_delta must not be negative, got {self.min_delta}")
 
