@@ -17,7 +17,7 @@ from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.groups import Slot, SlottedOptimizer, home_of, join
 from lightning_freeze.lean_norm import make_lean, make_plain
-from lightning_freeze.modes import FrozenView, hold, release
+from lightning_freeze.modes import FrozenView, hold, is_held, release
 from lightning_freeze.plan import Progress
 from lightning_freeze.policy import PLACEMENTS, Binding, Placement, Policy, Wants
 from lightning_freeze.selection import ModelIndex
@@ -90,6 +90,8 @@ class Reconciler:
         self._twins = _twins(self.index)
         self._sharded = [span.module for span in self.index.spans if is_sharded(span.module)]
         self.held: frozenset[int] = frozenset()
+        # by `freeze` of a plain loop: only `unfreeze` lets them go
+        self._held_before = frozenset(place for place, span in enumerate(self.index.spans) if is_held(span.module))
         self._lean: frozenset[int] = frozenset()
         self._modes_before: dict[int, bool] = {}
         self.wants: list[Wants] = []
@@ -241,7 +243,7 @@ class Reconciler:
         self._modes_of = (self.trainable, self.wants)
         places = set[int]().union(*(policy.holds(self._view) for policy in self.policies))
         wanted = frozenset(self._twins.get(place, place) for place in places) if self._twins else frozenset(places)
-        released, fresh = sorted(self.held - wanted), sorted(wanted - self.held)
+        released, fresh = sorted(self.held - wanted - self._held_before), sorted(wanted - self.held)
         spans = self.index.spans
         for place in released:
             release(spans[place].module)
@@ -298,7 +300,7 @@ class Reconciler:
         for name, required in self.before.items():
             self.index.parameters[name].requires_grad_(required)
         self._make_lean(frozenset())
-        for place in self.held:
+        for place in self.held - self._held_before:
             release(self.index.spans[place].module)
         self.held = frozenset()
         self._modes_of = None

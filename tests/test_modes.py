@@ -207,6 +207,18 @@ def test_modules_that_were_in_eval_mode_before_stay_so_and_are_put_back_so() -> 
     assert modes(module) == before
 
 
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode:UserWarning")
+def test_what_freeze_holds_stays_held_through_a_fit_and_after_it() -> None:
+    module = Net()
+    freeze(module, "stem")
+    before, state = modes(module), tensors(module.stem)
+    fit(module, [GradualUnfreeze(STAGES, verbose=False), FreezeLayers("stem", 1, 2)])  # both let go of it meanwhile
+    assert not moved(state, tensors(module.stem))
+    assert modes(module.train()) == before
+    unfreeze(module, "stem")
+    assert all(part.training for part in module.modules())
+
+
 @pytest.mark.filterwarnings("ignore:Found .. module.s. in eval mode:UserWarning")
 def test_held_modules_are_put_back_in_eval_mode_even_when_train_was_called_since() -> None:
     module = TrainsItself().eval()
