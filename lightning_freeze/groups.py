@@ -216,6 +216,22 @@ class SlottedOptimizer:
             fresh = type(self.optimizer)([parameter], **self.optimizer.defaults)
             self.optimizer.state[parameter] = fresh.state[parameter]
 
+    def state_of(self, name: str) -> dict[str, Any] | None:
+        """The optimizer's state of a parameter, wherever it is now; None when there is none."""
+        aside = self._aside.get(name)
+        return self.optimizer.state.get(self.parameters[name]) if aside is None else aside[0]
+
+    def set_state(self, name: str, state: dict[str, Any] | None) -> None:
+        """Put other state in its place; that of a frozen parameter only where it is kept."""
+        aside = self._aside.pop(name, None)
+        if name in self._present:
+            self.optimizer.state.pop(self.parameters[name], None)
+            if state is not None:
+                self.optimizer.state[self.parameters[name]] = state
+            self._fill(name)
+        elif aside is not None and state is not None:
+            self._aside[name] = (state, None) if aside[1] is None else _to_host(state)
+
     # ---- checkpoints
 
     @contextmanager

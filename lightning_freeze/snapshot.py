@@ -13,17 +13,17 @@ from lightning_freeze.selection import ModelIndex
 from lightning_freeze.sharding import cut_like
 
 
-def take(index: ModelIndex, trainable: Collection[str], optimizers: Sequence[SlottedOptimizer]) -> dict[str, Any]:
-    """Copy the trainable parameters, all buffers, and the optimizer state of those parameters."""
+def take(index: ModelIndex, names: Collection[str], optimizers: Sequence[SlottedOptimizer]) -> dict[str, Any]:
+    """Copy these parameters, all buffers, and the optimizer state of these parameters, set aside or not."""
     return {
         # sorted: where a checkpoint gathers what ranks hold in parts, they have to go through it alike
-        "parameters": {name: index.parameters[name].detach().clone() for name in sorted(trainable)},
+        "parameters": {name: index.parameters[name].detach().clone() for name in sorted(names)},
         "buffers": {name: buffer.detach().clone() for name, buffer in index.buffers.items()},
         "optimizers": [
             {
-                name: copy.deepcopy(slotted.optimizer.state[parameter])
-                for name, parameter in slotted.parameters.items()
-                if name in trainable and parameter in slotted.optimizer.state
+                name: copy.deepcopy(state)
+                for name in slotted.parameters
+                if name in names and (state := slotted.state_of(name)) is not None
             }
             for slotted in optimizers
         ],
@@ -41,10 +41,8 @@ def bring_back(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Seque
         buffers[name].copy_(value)
     for slotted, states in zip(optimizers, snapshot["optimizers"], strict=True):
         for name, parameter in slotted.parameters.items():
-            if name in states:
-                slotted.optimizer.state[parameter] = _on_device(states[name], parameter)
-            elif name in snapshot["parameters"]:
-                slotted.optimizer.state.pop(parameter, None)
+            if name in snapshot["parameters"]:
+                slotted.set_state(name, _on_device(states[name], parameter) if name in states else None)
 
 
 def _on_device(state: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from helpers import (
     Batches,
     Net,
     NeverTrains,
+    Spy,
     each_epoch,
     fit,
     moved,
@@ -20,6 +21,8 @@ from helpers import (
 )
 
 from lightning_freeze import (
+    FreezeAudit,
+    FreezeLayers,
     GradualUnfreeze,
     PlanError,
 )
@@ -150,6 +153,25 @@ def test_the_best_weights_of_a_stage_come_back_after_its_most_epochs_too() -> No
     gradual = GradualUnfreeze(["head", "mid"], monitor="val", max_epochs_per_stage=3, restore_best=True, verbose=False)
     fit(Net(metrics=[1.0, 2.0, 3.0, 4.0]), [gradual, history], epochs=4)
     assert not moved(history.ends[0], history.starts[3])
+
+
+@pytest.mark.parametrize("placement", ["keep", "cpu", "drop"])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adagrad], ids=["AdamW", "Adagrad"])
+@pytest.mark.parametrize(("start", "stop"), [(3, None), (3, 5), (0, 3), (2, 3)])
+def test_the_best_weights_come_back_where_another_callback_freezes_or_unfreezes_meanwhile(
+    start: int, stop: int | None, optimizer: Any, placement: Any
+) -> None:
+    model = Net(lambda module: optimizer(module.parameters(), lr=0.05), metrics=[3.0, 2.0, 1.0, *[2.0] * 9])
+    history = History()
+    saved = Spy("on_train_batch_end", lambda running, _: running.optimizers[0].state_dict())
+    gradual = GradualUnfreeze([["head", "mid"], "stem"], monitor="val", patience=2, restore_best=True, verbose=False)
+    freeze = FreezeLayers("mid", start, stop, optimizer_state=placement, verbose=False)
+    fit(model, [gradual, freeze, history, saved, FreezeAudit(verbose=False)], epochs=8)
+    best, restored = history.ends[2], history.starts[5]
+    assert not moved({key: best[key] for key in tensors(model)}, restored)
+    kept = {key for key in best if "mid" not in key or (placement != "drop" and start == 3 and stop == 5)}
+    assert not moved({key: best[key] for key in kept}, restored)
+    assert len(saved.seen) == 16
 
 
 def test_without_restore_best_nothing_comes_back() -> None:

@@ -228,7 +228,7 @@ class GradualUnfreeze(FreezeCallback):
             return
         best = self._plateau.check(signed, trainer.current_epoch, stage, self.patience, self.min_delta)
         if best and self.restore_best:
-            self._plateau.best_weights = session_of(trainer).snapshot()
+            self._plateau.best_weights = session_of(trainer).snapshot(self._frozen_after[stage])
 
     # ---- tables, checkpoints, the end
 

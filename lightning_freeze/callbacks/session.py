@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -172,10 +173,14 @@ class Session:
         if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
             report.show(text)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The weights that train now, all buffers, and the optimizer state that belongs to them."""
+    def snapshot(self, frozen: Collection[str]) -> dict[str, Any]:
+        """The weights that may train while these are frozen, all buffers, and the optimizer state that belongs to them.
+
+        With what others freeze now: they may let it train before the snapshot comes back.
+        """
         assert self.reconciler is not None
-        return take(self.reconciler.index, self.reconciler.trainable, self.reconciler.optimizers)
+        names = [name for name, required in self.reconciler.before.items() if required and name not in frozen]
+        return take(self.reconciler.index, frozenset(names), self.reconciler.optimizers)
 
     # ---- checkpoints
 
