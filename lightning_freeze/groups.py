@@ -8,6 +8,7 @@ unfreezing fills it again. Schedulers keep per-group lists (`base_lrs`, ...): th
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from lightning_freeze.sharding import cut_like
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 # What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
 _COUNTERS = ("step", "k", "weight_sum", "lr_max")
+_SLOTTED = "_lightning_freeze_slotted"  # attribute of the optimizer: what split it last
 _scaled: WeakSet[Optimizer] = WeakSet()  # a second fit with the same optimizer would scale its rates twice
 
 
@@ -107,6 +109,7 @@ class SlottedOptimizer:
             _scaled.add(optimizer)
         for name in self.parameters:  # those that joined were not there at construction
             self._fill(name)
+        vars(optimizer)[_SLOTTED] = self
 
     # ---- the split, once
 
@@ -166,6 +169,10 @@ class SlottedOptimizer:
         members: dict[str, Any] = {"params": [self.parameters[name] for name in names]}
         return members | ({"param_names": [self._given_names[name] for name in names]} if named else {})
 
+    def holds(self, name: str) -> bool:
+        """Whether a parameter is in its slot now."""
+        return name in self._present
+
     # ---- filling and emptying, at every change
 
     def refill(self, coming: Collection[str], leaving: Mapping[str, Placement]) -> list[Slot]:
@@ -213,8 +220,9 @@ class SlottedOptimizer:
         """Give a parameter the state that this optimizer makes at construction and expects in every step."""
         parameter = self.parameters[name]
         if self._fills_at_construction and parameter not in self.optimizer.state:
-            fresh = type(self.optimizer)([parameter], **self.optimizer.defaults)
-            self.optimizer.state[parameter] = fresh.state[parameter]
+            fresh = _fresh(self.optimizer, parameter)
+            if fresh is not None and fresh.state:
+                self.optimizer.state[parameter] = fresh.state[parameter]
 
     def state_of(self, name: str) -> dict[str, Any] | None:
         """The optimizer's state of a parameter, wherever it is now; None when there is none."""
@@ -293,6 +301,25 @@ class SlottedOptimizer:
             slot.counters = entry.get("counters")
 
 
+def make_whole(optimizer: Optimizer) -> None:
+    """Let back in what an earlier fit with the same optimizer left frozen."""
+    earlier: SlottedOptimizer | None = vars(optimizer).get(_SLOTTED)
+    if earlier is not None:
+        earlier.refill([name for slot in earlier.slots for name in slot.names if not earlier.holds(name)], {})
+
+
+def _fresh(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer | None:
+    """An optimizer of the same kind for one parameter; None where its constructor cannot be called like this."""
+    takes = inspect.signature(type(optimizer)).parameters.values()
+    names = {parameter.name for parameter in takes}
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
+    options = {key: value for key, value in optimizer.defaults.items() if any_name or key in names}
+    try:
+        return type(optimizer)([parameter], **options)
+    except TypeError:
+        return None
+
+
 def _set_counters(group: dict[str, Any], counters: Mapping[str, Any] | None) -> None:
     if counters is not None:
         for key in _COUNTERS:
@@ -333,6 +360,7 @@ def _name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
     several = len({slot.origin for slot in slots}) > 1
     for slot in slots:
         own = given[slot.origin] or (f"pg{slot.origin + 1}" if several else None)
+        own = own and str(own).removeprefix(f"{slot.label}/")  # a name from an earlier fit
         shared = sum(other.label == slot.label for other in slots) > 1
         parts = [slot.label or (None if own else "rest"), own if shared or not slot.label else None]
         slot.name = "/".join(str(part) for part in parts if part)
@@ -353,15 +381,13 @@ def join(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -
         OptimizerError: the optimizer does not take it, as Muon takes matrices only.
     """
     try:
-        type(optimizer)([parameter], **optimizer.defaults)
+        _fresh(optimizer, parameter)
     except ValueError as error:
         raise OptimizerError(
             f"'{name}' is to be trained but is in no optimizer, and {type(optimizer).__name__}, in which its siblings "
             f"are, refuses it: {error}.\n  Add it to another optimizer in configure_optimizers, or freeze it "
             "(requires_grad_(False)) before the fit"
         ) from None
-    except TypeError:  # a class with another constructor: nothing to ask
-        pass
     target = optimizer.param_groups[group]
     target["params"].append(parameter)
     if "param_names" in target:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_freeze import snapshot
 from lightning_freeze.context import Context, Discovered
 from lightning_freeze.errors import PlanError, ResumeError
-from lightning_freeze.groups import Slot, SlottedOptimizer, home_of, join
+from lightning_freeze.groups import Slot, SlottedOptimizer, home_of, join, make_whole
 from lightning_freeze.lean_norm import make_lean, make_plain
 from lightning_freeze.modes import FrozenView, hold, is_held, release
 from lightning_freeze.plan import Progress
@@ -117,6 +117,8 @@ class Reconciler:
     def _join(self, optimizers: Sequence[Optimizer]) -> None:
         if not optimizers:
             return
+        for optimizer in optimizers:
+            make_whole(optimizer)
         homes = {
             name: (place, group)
             for place, optimizer in enumerate(optimizers)

@@ -295,6 +295,37 @@ def test_an_optimizer_that_outlives_a_fit_is_not_scaled_twice() -> None:
         fit(model, [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5)])
 
 
+@pytest.mark.parametrize("cls", [SGD, AdamW, torch.optim.Adagrad])
+def test_an_optimizer_that_outlives_a_fit_is_whole_in_the_next_one(cls: Any) -> None:
+    model = Net()
+    weights, others = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    kept = cls([{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.05)
+    model.optimizers_of = lambda _: kept
+    with pytest.warns(UserWarning, match="never unfrozen: stem"):
+        fit(model, [GradualUnfreeze(STAGES, verbose=False)], epochs=2)
+    before = tensors(model)
+    fit(model, [GradualUnfreeze(STAGES, verbose=False), FreezeLayers("mid", 1, 2, optimizer_state="drop")])
+    assert moved(before, tensors(model)) == set(before)
+    found = {group["name"]: (group["weight_decay"], len(group["params"])) for group in kept.param_groups}
+    assert found == {
+        **{f"{stage}/pg1": (0.1, 1) for stage in STAGES},
+        **{f"{stage}/pg2": (0.0, 1 if stage == "head" else 2) for stage in STAGES},
+    }
+
+
+def test_an_optimizer_that_brings_state_for_a_part_of_the_model_gets_the_rest_as_it_comes() -> None:
+    """As after a warm start of the head: AdamW keeps more defaults than its constructor takes."""
+
+    def warm(module: Any) -> Any:
+        optimizer = AdamW(module.parameters(), lr=0.05)
+        nn.functional.cross_entropy(module.head(torch.zeros(2, 4)), torch.zeros(2, dtype=torch.long)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return optimizer
+
+    run(Net(warm), placement="drop")
+
+
 class TwoOptimizers(Net):
     """Manual optimization: one optimizer for the head, one for the rest; toggled, as for a GAN."""
 
