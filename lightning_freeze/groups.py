@@ -26,7 +26,7 @@ from lightning_freeze.policy import Placement
 from lightning_freeze.schedulers import check_lists, reindex, scaled, schedulers_of
 from lightning_freeze.sharding import cut_like
 
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 # What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
 _COUNTERS = ("step", "k", "weight_sum", "lr_max")
 _SLOTTED = "_lightning_freeze_slotted"  # attribute of the optimizer: what split it last

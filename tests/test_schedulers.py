@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from torch.optim.swa_utils import SWALR
 
 from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR
 
@@ -76,6 +77,7 @@ SCHEDULERS: dict[str, Make] = {
             MultiplicativeLR(o, lambda t: 0.95),
         ]
     ),
+    "SWALR": lambda o: SWALR(o, per_group(o, 0.02, 0.04), anneal_epochs=5),
     "milestones as many as the groups": lambda o: SequentialLR(o, [StepLR(o, 2), ExponentialLR(o, 0.9)], [2]),
 }
 
@@ -172,15 +174,17 @@ def test_two_schedulers_of_one_optimizer_both_scale_the_slots() -> None:
     assert with_us.seen == [pytest.approx([0.25 * rate, 0.5 * rate, rate], rel=1e-12) for (rate,) in without.seen]
 
 
-def test_a_scheduler_that_the_module_keeps_to_itself_scales_the_slots() -> None:
+@pytest.mark.parametrize("keep", [lambda s: s, lambda s: [s], lambda s: (s,), lambda s: {"rate": s}])
+def test_a_scheduler_that_the_module_keeps_to_itself_scales_the_slots(keep: Any) -> None:
     class Own(Net):
         def configure_optimizers(self) -> Any:
             optimizer = SGD(self.parameters(), lr=0.1)
-            self.schedule = LambdaLR(optimizer, lambda step: 0.5**step)
+            self.step_it = (schedule := LambdaLR(optimizer, lambda step: 0.5**step)).step
+            self.schedule = keep(schedule)
             return optimizer
 
         def on_train_epoch_end(self) -> None:
-            self.schedule.step()
+            self.step_it()
 
     rates = Spy("on_train_batch_end", lambda trainer, _: [group["lr"] for group in trainer.optimizers[0].param_groups])
     fit(Own(), [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5), rates], steps=1)

@@ -237,8 +237,11 @@ class Session:
 
 def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
     """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
-    returned = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return returned + [value for value in vars(model).values() if isinstance(value, LRScheduler)]
+    found = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for value in vars(model).values():
+        kept = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [one for one in kept if isinstance(one, LRScheduler)]
+    return found
 
 
 def _is_whole(model: LightningModule) -> bool:
