@@ -72,8 +72,8 @@ class SlottedOptimizer:
         kinds: parameter name -> anything; parameters of different kinds do not share a slot.
 
     Raises:
-        OptimizerError: the optimizer takes one group only or was scaled by an earlier fit, or a scheduler's per-group
-            list has another length.
+        OptimizerError: the optimizer takes one group only, has no rate or was scaled by an earlier fit, or a
+            scheduler's per-group list has another length.
     """
 
     def __init__(
@@ -89,6 +89,11 @@ class SlottedOptimizer:
             raise OptimizerError(
                 "LBFGS takes a single parameter group, so stages and rates per layer are not possible with it.\n"
                 "  Use another optimizer, or remove the lightning_freeze callbacks"
+            )
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            raise OptimizerError(
+                f"{type(optimizer).__name__} has no learning rate in its groups (lr=None): there is none to scale, "
+                "ramp or show.\n  Give it one, for example Adafactor(..., lr=1e-3, relative_step=False)"
             )
         if optimizer in _scaled:
             raise OptimizerError(

@@ -23,6 +23,7 @@ from lightning_freeze.policy import PLACEMENTS, Binding, Placement, Policy, Want
 from lightning_freeze.selection import ModelIndex
 from lightning_freeze.shaping import StepShaper
 from lightning_freeze.sharding import gathered, is_sharded, is_sharded_tensor, reshard
+from lightning_freeze.stages import check_initialized
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Reconciler:
         self.policies = list(policies)
         self.context = Context(model, self.policies, discovered)
         self.index = self.context.index
+        check_initialized(self.index, ", ".join(dict.fromkeys(policy.title for policy in self.policies)))
         self.bindings = [policy.bind(self.context) for policy in self.policies]
         self.before = {name: parameter.requires_grad for name, parameter in self.index.parameters.items()}
         self._all_trainable = frozenset(name for name, required in self.before.items() if required)

@@ -82,7 +82,7 @@ def stages_of(index: ModelIndex, example_input: object = None, max_stages: int |
     """`discover_stages` on an index that is already there."""
     if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int) or max_stages < 1):
         raise PlanError(f"discover_stages: max_stages must be a whole number of at least 1, got {max_stages!r}")
-    _check_initialized(index)
+    check_initialized(index, "discover_stages")
     if not index.parameters:
         return []
     units = join(ordered_units(index, _usage(index, example_input)))
@@ -91,11 +91,16 @@ def stages_of(index: ModelIndex, example_input: object = None, max_stages: int |
     return [Stage(*named) for named in zip(_names(units, patterns, index), patterns, strict=True)][::-1]
 
 
-def _check_initialized(index: ModelIndex) -> None:
+def check_initialized(index: ModelIndex, owner: str) -> None:
+    """Refuse a model with lazy layers that have not seen a batch.
+
+    Raises:
+        PlanError: a parameter has no shape yet.
+    """
     lazy = [name for name, parameter in index.parameters.items() if is_lazy(parameter)]
     if lazy:
         raise PlanError(
-            f"discover_stages: {len(lazy)} of the {len(index.parameters)} parameters of {index.model_name} have no "
+            f"{owner}: {len(lazy)} of the {len(index.parameters)} parameters of {index.model_name} have no "
             f"shape yet ({', '.join(lazy[:3])}).\n  Run the model once on a batch before, so that its lazy layers are "
             "built"
         )

@@ -280,6 +280,18 @@ def test_lbfgs_is_refused_by_name() -> None:
         fit(Net(lambda module: LBFGS(module.parameters())), [GradualUnfreeze(STAGES, verbose=False)])
 
 
+def test_an_optimizer_that_has_no_rate_is_refused_by_name() -> None:
+    """As Adafactor of transformers, which makes its rates from the number of steps."""
+
+    class Relative(SGD):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, lr=0.1)
+            self.param_groups[0]["lr"] = None
+
+    with pytest.raises(OptimizerError, match=r"Relative has no learning rate in its groups \(lr=None\)"):
+        fit(Net(lambda module: Relative(module.parameters())), [GradualUnfreeze(STAGES)])
+
+
 def test_an_optimizer_that_outlives_a_fit_is_not_scaled_twice() -> None:
     model = Net()
     kept = AdamW(model.parameters(), lr=0.05)

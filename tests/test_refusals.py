@@ -13,6 +13,7 @@ from helpers import (
     fit,
     trainable,
 )
+from torch import nn
 
 from lightning_freeze import (
     BatchNormEval,
@@ -143,6 +144,14 @@ def test_a_model_that_trains_nothing_before_the_fit_is_refused() -> None:
     model = NeverTrains().requires_grad_(False)
     with pytest.raises(PlanError, match="no parameter required a gradient before the fit"):
         fit(model, [LayerwiseLR(0.5, stages=STAGES)])
+
+
+def test_a_model_with_lazy_layers_that_saw_no_batch_is_refused() -> None:
+    model = NeverTrains()
+    model.mid[0] = nn.LazyLinear(4)
+    with pytest.raises(PlanError, match=r"FreezeLayers: 2 of the 9 parameters of NeverTrains have no shape yet"):
+        fit(model, [FreezeLayers("stem")])
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_schedule_that_freezes_everything_later_says_when() -> None:
