@@ -36,13 +36,24 @@ def bring_back(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Seque
     for name, value in snapshot["parameters"].items():
         parameter = index.parameters[name]
         parameter.copy_(cut_like(value, parameter))
-    buffers = index.buffers
     for name, value in snapshot["buffers"].items():
-        buffers[name].copy_(value)
+        module, leaf = index.buffer_places[name]
+        buffer = module._buffers.get(leaf)
+        if buffer is not None and buffer.shape == value.shape and _is_writable(buffer):
+            buffer.copy_(value)
+        else:
+            module._buffers[leaf] = value.to(value.device if buffer is None else buffer.device, copy=True)
     for slotted, states in zip(optimizers, snapshot["optimizers"], strict=True):
         for name, parameter in slotted.parameters.items():
             if name in snapshot["parameters"]:
                 slotted.set_state(name, _on_device(states[name], parameter) if name in states else None)
+
+
+def _is_writable(buffer: torch.Tensor) -> bool:
+    """Not one that code made within `torch.inference_mode` and assigned, nor one that is expanded."""
+    if buffer.is_inference() or buffer.layout != torch.strided:
+        return not buffer.is_inference()
+    return not any(size > 1 and stride == 0 for size, stride in zip(buffer.shape, buffer.stride(), strict=True))
 
 
 def _on_device(state: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from helpers import Net, tensors
 from torch.optim import AdamW
@@ -60,3 +63,17 @@ def test_a_buffer_that_was_replaced_meanwhile_is_the_one_that_comes_back() -> No
     model.stem[1].running_mean = torch.zeros(4)
     bring_back(snapshot, index, [])
     assert model.stem[1].running_mean.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("meanwhile", [torch.ones(3), None, torch.ones(1).expand(2), "made in validation"])
+def test_a_buffer_that_cannot_be_written_in_place_meanwhile_comes_back(meanwhile: Any) -> None:
+    model = Net()
+    model.register_buffer("seen", torch.arange(2.0))
+    index = ModelIndex(model)
+    with torch.inference_mode():  # as in `on_validation_end`
+        snapshot = take(index, set(), [])
+        model.seen = torch.zeros(2) if isinstance(meanwhile, str) else meanwhile
+    bring_back(snapshot, index, [])
+    assert model.seen.tolist() == [0.0, 1.0]
+    model.seen += 1
+    assert snapshot["buffers"]["seen"].tolist() == [0.0, 1.0]
