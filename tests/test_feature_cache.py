@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from helpers import Spy, tensors, trainer
@@ -151,6 +152,78 @@ def test_the_boundary_moves_when_stages_are_unfrozen(order: int, capsys: pytest.
 def test_options_of_the_trainer_change_nothing(options: Any) -> None:
     plain, cached = both(Model, **options)
     assert work(cached) < 0.7 * work(plain)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_a_context_of_the_users_around_the_frozen_part_is_followed(context: Any) -> None:
+    class Within(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[int] = []
+            self.mid.layers[0].register_forward_hook(lambda _, args, out: self.calls.append(len(out)))
+
+        def features(self, inputs: Tensor) -> Tensor:
+            with context():
+                out = super().features(inputs)
+            return out.float().clone()
+
+    plain, cached = both(Within, epochs=6, limit_val_batches=0)
+    assert sum(cached.calls) < 0.7 * sum(plain.calls)
+    assert not cached.warned
+
+
+def test_values_that_are_logged_are_there() -> None:
+    class Logging(Model):
+        def features(self, inputs: Tensor) -> Tensor:
+            first = self.stem(inputs)
+            self.log("first", first.mean())
+            return self.mid(first)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.losses.append(float(self.trainer.callback_metrics["first"]))
+
+    plain, cached = both(Logging, log_every_n_steps=1)
+    assert work(cached, "stem") < 0.7 * work(plain, "stem")
+
+
+def test_rows_that_differ_in_the_zeros_behind_them_only_are_not_the_same() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = nn.Linear(1, WIDTH)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.each(inputs.unsqueeze(-1)).mean(1)
+
+    class Pooled(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mid = Pooling()
+
+        def features(self, inputs: Tensor) -> Tensor:
+            return self.mid(inputs)
+
+    class Padding:
+        """Batches are padded to another length in later epochs."""
+
+        def __init__(self) -> None:
+            self.epoch, self.rows = 0, Rows(rows=16).data
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Any:
+            self.epoch += 1
+            inputs = self.rows[0][:, :7]
+            inputs = nn.functional.pad(inputs, (0, 0 if self.epoch < 4 else 1))
+            yield from zip(inputs.split(8), self.rows[1].split(8), strict=True)
+
+    losses = []
+    for callbacks in ([], [FeatureCache()]):
+        model = Pooled()
+        trainer([*callbacks, *frozen("stem", "mid")], 6, limit_val_batches=0).fit(model, Padding(), Padding())
+        losses.append(model.losses)
+    assert losses[0] == losses[1]
 
 
 def test_a_mixed_batch_computes_only_what_is_missing() -> None:
@@ -310,6 +383,59 @@ class Twice(Model):
         return self.mid(self.stem(inputs)) * self.mid(self.stem(inputs.flip(1)))
 
 
+class Borrowing(Model):
+    """In later epochs a part runs with other weights for the length of a call."""
+
+    def features(self, inputs: Tensor) -> Tensor:
+        scale = 1.0 if self.current_epoch < 3 else 1.5
+        own = {name: weight if scale == 1 else weight * scale for name, weight in self.mid.named_parameters()}
+        return torch.func.functional_call(self.mid, own, (self.stem(inputs),))
+
+
+class Writing(Model):
+    """A part writes into a view of what went in, which is used again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.stem = nn.Flatten(), Counted(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        inputs = batch[0].clone().view(-1, 4, 4)
+        loss = nn.functional.cross_entropy(self.head(self.features(self.flat(inputs))), batch[1])
+        loss = loss + (self.head.weight @ inputs.flatten(1).T).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+
+class Chance(Counted):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * (2.0 if np.random.random() < 0.2 else 1.0)
+
+
+class Chancy(Model):
+    """Random numbers of numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid = Chance(nn.Linear(WIDTH, WIDTH))
+
+
+class Turned(Model):
+    """Rows whose numbers do not lie in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid = Turning(nn.Linear(WIDTH, WIDTH))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.mid(self.stem(inputs)).flatten(1)
+
+
+class Turning(Counted):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).view(-1, 4, 4).transpose(1, 2)
+
+
 class Tuple(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -402,6 +528,7 @@ SAVES: dict[Any, tuple[str, float]] = {  # which part works how much less
     Returned: ("stem", 0.7),
     Prompted: ("stem", 0.7),
     Hooked: ("stem", 0.7),
+    Turned: ("mid", 0.7),
 }
 OTHERS = [
     Attending,
@@ -416,6 +543,9 @@ OTHERS = [
     Twice,
     SeveralUsed,
     Statistics,
+    Borrowing,
+    Writing,
+    Chancy,
 ]
 
 
@@ -521,11 +651,42 @@ def attribute(module: Any) -> None:
     module.stem.layers[1].eps = 0.1
 
 
-@pytest.mark.parametrize("edit", [write, write_data, exchange, write_buffer, load, attribute])
+def attributes(module: Any) -> None:
+    module.mid.factors = (2.0, 1.0)
+
+
+def hook(module: Any) -> None:
+    module.stem.layers[0].register_forward_hook(lambda _, args, out: out * 2)
+
+
+def child(module: Any) -> None:
+    module.stem.layers[2] = nn.GELU()
+
+
+def own_forward(module: Any) -> None:
+    module.stem.layers[2].forward = torch.tanh
+
+
+class Scaled(Counted):
+    factors = (1.0, 2.0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * self.factors[0]
+
+
+EDITS = [write, write_data, exchange, write_buffer, load, attribute, attributes, hook, child, own_forward]
+
+
+@pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_start", "on_validation_end"])
 def test_a_prefix_edited_in_the_middle_of_a_run_is_dropped(edit: Any, hook: str) -> None:
     class Edited(Model):
         edited = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mid = Scaled(*self.mid.layers)
+            self.mid.factors = (1.0, 2.0)
 
         def edit(self, *_: Any) -> None:
             self.edited += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.cache.recording import CONSTANT, Call, Event, Leaf, Recording, same_random_between
+from lightning_freeze.cache.recording import CONSTANT, Call, Event, Leaf, Recording, same_random_between, untouched
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def _follow(notes: Recording, first: int, last: int) -> _Flow:
                 return _Flow(item.start, f"'{item.name}' takes more than what came before it")
             if item.flaw or (item is entry and item.mutates):
                 return _Flow(item.end, item.flaw or f"'{item.name}' changes its input in place")
+            if item is entry and not untouched(item, given=True):
+                return _Flow(item.end, f"what '{item.name}' takes is written into after it")
             if place > first and not same_random_between(notes.calls[place - 1], item):
                 return _Flow(item.start, f"random numbers are drawn before '{item.name}'")
             inside[place] = set(item.ins)

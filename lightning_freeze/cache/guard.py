@@ -13,7 +13,8 @@ _SAMPLE, _WHOLE = 16, 1 << 14  # numbers of each tensor looked at in each step; 
 
 
 class Guard:
-    """What the outputs of some modules hang on: parameters, buffers, and plain attributes (`training`, `eps`).
+    """What the outputs of some modules hang on: parameters, buffers, plain attributes (`training`, `eps`), and what is
+    called: the modules in them, their hooks, and their `forward`.
 
     A parameter counts as written when its memory or its version has changed and its values have, or when one of a few
     of its numbers has: torch counts no version where `.data` is written.
@@ -37,23 +38,21 @@ class Guard:
             (vars(module), name)
             for module in self._modules
             for name, value in vars(module).items()
-            if isinstance(value, _PLAIN) and (id(module), name) not in ignored
+            if _is_plain(value) and (id(module), name) not in ignored
         ]
         self._values = self._attributes()
-        self._slots = [
-            (slots, name, value)
-            for module in self._modules
-            for slots in (module._parameters, module._buffers)
-            for name, value in slots.items()
-        ]
+        self._slots = slots_of(self._modules)
+        self._called = self._callables()
         self._versions = self._marks()
         self._views = _by_kind(_sampled(tensor) for tensor in self._tensors)
         self._sampled = _bits(self._views)
 
     def broken(self) -> str:
         """What has changed since; "" for nothing."""
-        if any(slots.get(name) is not value for slots, name, value in self._slots):
+        if exchanged(self._slots):
             return "a parameter or buffer was exchanged"
+        if self._callables() != self._called:
+            return "a module, hook or forward was exchanged"
         if self._attributes() != self._values:
             return "an attribute of a module was changed"
         if self._marks() != self._versions and not self._same_values():
@@ -71,6 +70,9 @@ class Guard:
             if not _equal(values.get(name), old)
         }
 
+    def _callables(self) -> list[Any]:
+        return [(type(one), vars(one).get("forward"), *one._modules.values(), *_hooks(one)) for one in self._modules]
+
     def _attributes(self) -> list[Any]:
         return [values.get(name) for values, name in self._places]
 
@@ -85,6 +87,31 @@ class Guard:
                 return False
         self._versions = marks
         return True
+
+
+def slots_of(modules: Iterable[nn.Module]) -> list[tuple[Any, str, Any]]:
+    """Where the parameters and buffers of modules are, and which: for `exchanged`."""
+    return [
+        (slots, name, value)
+        for module in modules
+        for slots in (module._parameters, module._buffers)
+        for name, value in slots.items()
+    ]
+
+
+def exchanged(slots: Iterable[tuple[Any, str, Any]]) -> bool:
+    """Whether another tensor stands in the place of a parameter or buffer now."""
+    return any(place.get(name) is not value for place, name, value in slots)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(one, _PLAIN) for one in value))
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return ()
+    return (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
 
 
 def _whole(tensor: Tensor) -> bool:

@@ -27,7 +27,7 @@ from lightning_freeze.cache.recording import OPAQUE, Recorder, leaf_of, random_s
 from lightning_freeze.cache.row_index import RowIndex
 from lightning_freeze.cache.row_keys import row_keys
 from lightning_freeze.cache.row_store import Entry, Key, RowStore
-from lightning_freeze.cache.serving import Step, conditions, promised
+from lightning_freeze.cache.serving import Step, promised
 from lightning_freeze.compiling import is_compiled
 from lightning_freeze.errors import PlanError
 from lightning_freeze.selection import ModelIndex
@@ -102,12 +102,6 @@ class _Batch:
 
 
 @dataclass
-class _Trace:
-    region: Region | None
-    conditions: Any = None
-
-
-@dataclass
 class _Shelf:
     """The rows of one boundary, and what is known about them."""
 
@@ -152,7 +146,7 @@ class PrefixCache:
         self._index = ModelIndex(model)
         self._parameters = list(self._index.parameters.values())
         self._opaque = [span.module for span in self._index.spans if isinstance(span.module, OPAQUE)]
-        self._traces: dict[Any, _Trace] = {}
+        self._traces: dict[Any, Region | None] = {}
         self._flags: list[bool] = []
         self._guard: Guard | None = None
         self._ignored: set[tuple[int, str]] = set()
@@ -180,10 +174,10 @@ class PrefixCache:
             if len(self._traces) >= _SHAPES:
                 return step(*args, **kwargs)
             return self._record(shapes, step, args, kwargs)
-        trace = self._traces[shapes]
-        if trace.region is None:
+        region = self._traces[shapes]
+        if region is None:
             return step(*args, **kwargs)
-        return self._follow(trace, step, args, kwargs)
+        return self._follow(region, step, args, kwargs)
 
     def _look_around(self) -> None:
         """Forget everything when what trains has changed, or what is frozen was written."""
@@ -213,7 +207,7 @@ class PrefixCache:
         notes = recorder.finish(result)
         self._ignored |= guard.changed_attributes()
         region, why = find_region(notes)
-        self._traces[shapes] = _Trace(region, conditions())
+        self._traces[shapes] = region
         if region is not None:
             self._begin(region)
         self._tell(region, why)
@@ -247,7 +241,7 @@ class PrefixCache:
     def _keep_recorded(self, region: Region) -> None:
         """The rows of the step that was recorded are computed, so they are kept, unless somebody wrote on them."""
         entry, boundary = region.calls[0], region.calls[-1]
-        if untouched(entry, given=True) and untouched(boundary, given=False) and self._fits(region):
+        if untouched(boundary, given=False) and self._fits(region):
             self._region = region
             place = next(place for place, leaf in enumerate(boundary.result[0]) if leaf is region.leaf)
             order = [k for k, leaf in enumerate(boundary.result[0]) if isinstance(leaf, type(region.leaf))]
@@ -258,18 +252,17 @@ class PrefixCache:
         kind = (region.path, region.leaf.shape[1:], region.leaf.dtype, [leaf.dtype for leaf in region.calls[0].tensors])
         return self._shelf is not None and self._shelf.kind == kind
 
-    def _follow(self, trace: _Trace, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        assert trace.region is not None
-        if not self._fits(trace.region):
+    def _follow(self, region: Region, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not self._fits(region):
             return step(*args, **kwargs)
-        self._region = trace.region
+        self._region = region
         before = random_state(self._device())
-        attempt = Step(trace.region, self, trace.conditions, self._opaque)
+        attempt = Step(region, self, self._opaque)
         try:
             with attempt.following():
                 result = step(*args, **kwargs)
             if attempt.served and promised(result):
-                raise Diverged(f"training_step returns a value from before '{trace.region.calls[-1].name}'")
+                raise Diverged(f"training_step returns or logs a value from before '{region.calls[-1].name}'")
         except Exception as error:
             if not attempt.served:
                 raise
@@ -360,8 +353,8 @@ class PrefixCache:
         if self.off:
             return
         if batch.missing:
+            self._try(batch, rows)  # first: rows may be known once sizes are compared
             self._compare_sizes(batch, rows)
-            self._try(batch, rows)
             self._insert(batch, batch.missing, rows[batch.missing], len(batch.keys))
 
     def _compare(self, batch: _Batch, rows: Tensor) -> None:

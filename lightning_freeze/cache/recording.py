@@ -7,6 +7,7 @@ is noted with the tensors that go in and come out. From these notes `boundary.py
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_freeze.cache.guard import exchanged, slots_of
 from lightning_freeze.cache.promise import FACTS
 from lightning_freeze.selection import ModelIndex
 
@@ -94,6 +96,8 @@ class Call(Event):
         seconds: how long it took.
         flaw: why what came out may not hang on what went in alone; "" if nothing speaks against it.
         random: the random state at its start and its end.
+        conditions: at its start, see `conditions`.
+        slots: the parameters and buffers of the module, which `functional_call` exchanges for the length of a call.
         alone: it takes one tensor, by position, and nothing else, and gives one.
         mutates: it writes into what it was given.
         held: the tensors that went in and came out, with their versions, until the step is over.
@@ -105,6 +109,8 @@ class Call(Event):
     ended: float = 0.0
     flaw: str = ""
     random: tuple[Any, Any] = (None, None)
+    conditions: tuple[Any, ...] = ()
+    slots: list[tuple[Any, str, Any]] = field(default_factory=list)
     alone: bool = False
     mutates: bool = False
     held: tuple[list[Tensor], list[Tensor], list[int]] = field(default_factory=lambda: ([], [], []))
@@ -179,9 +185,24 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
+def conditions() -> tuple[Any, ...]:
+    """What outputs hang on beside inputs and weights; a step may change it around a module."""
+    autocast = [(torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in ("cpu", "cuda")]
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *autocast,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+
+
 def random_state(device: torch.device | None) -> list[Any]:
     """The state of the generators that a step on this device draws from."""
-    states: list[Any] = [torch.get_rng_state(), random.getstate()]
+    states: list[Any] = [torch.get_rng_state(), random.getstate(), None]
+    if (numpy := sys.modules.get("numpy")) is not None:
+        kind, words, *rest = numpy.random.get_state()
+        states[2] = kind, words.tobytes(), *rest
     if device is not None and device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
@@ -191,8 +212,12 @@ def restore_random(states: Sequence[Any], device: torch.device | None) -> None:
     """Go back to a state."""
     torch.set_rng_state(states[0])
     random.setstate(states[1])
-    if device is not None and len(states) > 2:
-        torch.cuda.set_rng_state(states[2], device)
+    if states[2] is not None:
+        numpy = sys.modules["numpy"]
+        kind, words, *rest = states[2]
+        numpy.random.set_state((kind, numpy.frombuffer(words, numpy.uint32), *rest))
+    if device is not None and len(states) > 3:
+        torch.cuda.set_rng_state(states[3], device)
 
 
 def _same_random(one: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -216,6 +241,8 @@ class Recorder(TorchFunctionMode):
         self.notes = Recording()
         self._names = {id(span.module): span.name for span in reversed(index.spans)}
         self._clean, self._refusing = clean_modules(index)
+        clean = {id(span.module): span.module for span in index.spans if id(span.module) in self._clean}
+        self._slots = {key: slots_of(module.modules()) for key, module in clean.items()}
         self._constants = {id(tensor) for tensor in (*index.parameters.values(), *index.buffers.values())}
         self._constants -= {id(p) for p in index.parameters.values() if p.requires_grad}
         self._attributes = {
@@ -369,6 +396,9 @@ class Recorder(TorchFunctionMode):
         call.arguments = [Fixed() if isinstance(leaf, Tensor) else leaf for leaf in flat], tree
         call.tensors = [leaf_of(leaf) for leaf in given]
         call.random = random_state(self.device), None
+        call.conditions = conditions()
+        call.slots = self._slots[id(module)]
+        call.flaw = f"'{call.name}' is called with other weights than its own" if exchanged(call.slots) else ""
         return call
 
     def _close(self, call: Call, result: Any, before: Any, given: list[Tensor]) -> None:
@@ -380,7 +410,7 @@ class Recorder(TorchFunctionMode):
         call.end = self._tick()
         call.held = given, found, _versions([*given, *found])
         call.mutates = before[1] != _versions(given)
-        call.flaw = self._flaw(call, before[2] != _versions(_state(call.function)))
+        call.flaw = call.flaw or self._flaw(call, before[2] != _versions(_state(call.function)))
         if any(leaf.requires_grad for leaf in found):
             self.notes.calls.pop()
             self._stop(call.name)
@@ -409,10 +439,10 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def untouched(call: Call, *, given: bool) -> bool:
-    """Whether what went in (`given`), or what came out, is as it was when the call ended."""
+    """Whether what went in (`given`), or what came out, is as it was when the call ended; False if nobody can tell."""
     count = len(call.held[0])
     tensors, versions = (call.held[0], call.held[2][:count]) if given else (call.held[1], call.held[2][count:])
-    return versions == _versions(tensors)
+    return versions == _versions(tensors) and not any(tensor.is_inference() for tensor in tensors)
 
 
 def same_random_between(one: Call, other: Call) -> bool:

@@ -32,8 +32,8 @@ def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
         rows: their number.
 
     Returns:
-        `(rows, 2)` int64 on the device of the first tensor; the same for the same bits, on any device, in any
-        process. Shapes and dtypes are not in it.
+        `(rows, 2)` int64 on the device of the first tensor; the same for the same bits and shapes, on any device, in
+        any process. Dtypes are not in it.
 
     Example:
         >>> batch = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
@@ -42,11 +42,14 @@ def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
         (True, False)
     """
     total = torch.zeros(rows, 2, dtype=torch.int64, device=tensors[0].device)
+    sizes: list[int] = []
     for salt, tensor in enumerate(tensors):
         by_row = tensor.dim() > 0 and len(tensor) == rows
         words = _words(tensor.detach(), rows if by_row else 1)
         total += _checksums(words, salt).to(total.device)
-    return total
+        sizes += (tensor.dim(), *tensor.shape[by_row:])
+    # Shapes too: zeros that pad a row to another length add nothing to its checksum.
+    return total + _checksums(torch.tensor([sizes]), len(tensors)).to(total.device)
 
 
 def _words(tensor: Tensor, rows: int) -> Tensor:

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_freeze.cache.boundary import Region, describe
+from lightning_freeze.cache.guard import exchanged
 from lightning_freeze.cache.promise import FACTS, Diverged, Promise, promise
-from lightning_freeze.cache.recording import Call, Fixed, Leaf, leaf_of, shadowed, tensors_of
+from lightning_freeze.cache.recording import Call, Fixed, Leaf, conditions, leaf_of, shadowed, tensors_of
 from lightning_freeze.errors import FreezeError
 
 
@@ -39,16 +40,14 @@ class Step(TorchFunctionMode):
     Args:
         region: what may be skipped.
         source: of the rows.
-        conditions: what else the outputs hang on (autocast and the like), as they were in the recording.
         opaque: modules of the model that must not be watched (see `recording.OPAQUE`).
     """
 
-    def __init__(self, region: Region, source: Source, conditions: Any, opaque: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, region: Region, source: Source, opaque: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self._opaque = opaque
         self.region, self.source = region, source
         self.served = False
-        self._conditions = conditions
         self._state = "before"  # then "serving" or "computing", then "after"
         self._skip = region.earlier
         self._cursor = 0
@@ -99,10 +98,10 @@ class Step(TorchFunctionMode):
             flat, _ = tree_flatten((args, kwargs))
             given = [leaf for leaf in flat if isinstance(leaf, Tensor)]
             fits = (
-                _matches(entry, args, kwargs)
+                _repeats(entry, entry.function, args, kwargs)
                 and [leaf_of(tensor) for tensor in given] == entry.tensors
                 and not any(tensor.requires_grad or tensor.is_inference() for tensor in given)
-                and conditions() == self._conditions
+                and conditions() == entry.conditions
             )
         self._state = "after"
         if fits:
@@ -128,7 +127,7 @@ class Step(TorchFunctionMode):
 
     def _serve(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self._next()
-        if not isinstance(call, Call) or call.function is not module or not _matches(call, args, kwargs):
+        if not _repeats(call, module, args, kwargs):
             raise Diverged(f"'{type(module).__name__}' is called where {describe(call)} was")
         if call is self.region.calls[-1]:
             self._state = "after"
@@ -174,7 +173,7 @@ class Step(TorchFunctionMode):
 
     def _compute(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self._next()
-        follows = isinstance(call, Call) and call.function is module and _matches(call, args, kwargs)
+        follows = _repeats(call, module, args, kwargs)
         if follows and self.region.chain and self._last is not None:
             follows = args[0] is self._last
         if not follows:
@@ -234,6 +233,12 @@ def _is_next(event: Any, function: Any, args: Any, kwargs: Any) -> bool:
     return known and event.function is function and _matches(event, args, kwargs)
 
 
+def _repeats(event: Any, module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a call is the recorded one, with the same weights in the module."""
+    same = isinstance(event, Call) and event.function is module and not exchanged(event.slots)
+    return same and _matches(event, args, kwargs)
+
+
 def _matches(event: Any, args: Any, kwargs: Any) -> bool:
     """Whether the arguments are those of the recording, but for the values of tensors."""
     flat, tree = tree_flatten((args, kwargs))
@@ -245,17 +250,6 @@ def _same(leaf: Any, recorded: Any) -> bool:
     if isinstance(leaf, Tensor) or isinstance(recorded, Fixed):
         return isinstance(leaf, Tensor) and isinstance(recorded, Fixed) and recorded.identity in (0, id(leaf))
     return leaf is recorded or (type(leaf) is type(recorded) and (leaf == recorded) is True)
-
-
-def conditions() -> tuple[Any, ...]:
-    """What outputs hang on beside inputs and weights."""
-    autocast = [(torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in ("cpu", "cuda")]
-    return (
-        torch.is_grad_enabled(),
-        *autocast,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-    )
 
 
 def promised(result: Any) -> bool:

@@ -113,7 +113,19 @@ class FeatureCache(FreezeCallback):
 
 def _cached(cache: PrefixCache | None, step: Any, *args: Any, **kwargs: Any) -> Any:
     """`training_step` while a batch is trained; in a copy of the module there is no cache."""
-    return step(*args, **kwargs) if cache is None else cache.run(step, *args, **kwargs)
+    if cache is None:
+        return step(*args, **kwargs)
+
+    def and_logged(*args: Any, **kwargs: Any) -> Any:
+        return step(*args, **kwargs), _logged(cache.model)
+
+    return cache.run(and_logged, *args, **kwargs)[0]
+
+
+def _logged(module: Any) -> list[Any]:
+    """What `self.log` keeps: Lightning reads it after the step, as it does what the step returns."""
+    found = (module.trainer._results or {}).values()
+    return [getattr(one, name, None) for one in found for name in ("value", "_forward_cache")]
 
 
 def _unwrap(pl_module: LightningModule) -> None:
