@@ -43,6 +43,8 @@ class Watch:
         self._stepped: set[str] = set()  # of these, the ones whose optimizer has stepped since
         self._since: dict[str, int] = {}  # parameter -> the step at which it last changed sides
         self._handles: list[Any] = []
+        self._standing: set[tuple[str, str]] = set()  # what stays wrong until it is put right: name, what was found
+        self._accepted: set[tuple[str, str]] = set()  # of these, the ones that have been reported
         self._epoch = run.progress.epoch
         self._last = f"the start, in {self._now}"
         self._fingerprint(self._frozen_now(), self._now)
@@ -122,13 +124,17 @@ class Watch:
             writers: callbacks beside this one that may write parameters.
         """
         run, torch_optimizers = self.run, [one for one in optimizers if isinstance(one, Optimizer)]
-        new = [] if run.is_sharded else replaced(run.index)
-        found = [
-            *new,
-            *moved(run.index, self.hashes, run.trainable, torch_optimizers, writers),
+        standing = [
+            *([] if run.is_sharded else replaced(run.index)),
             *flag_violations(run.index, run.trainable),
             *group_violations(run.index, run.trainable, torch_optimizers),
             *mode_violations(run.index, run.held),
+        ]
+        self._standing = {(one.name, one.found) for one in standing}
+        self._accepted &= self._standing
+        found = [
+            *moved(run.index, self.hashes, run.trainable, torch_optimizers, writers),
+            *[one for one in standing if (one.name, one.found) not in self._accepted],
             *self._without_gradient(),
         ]
         found = [one for one in found if one.name not in self.ignored]
@@ -143,6 +149,7 @@ class Watch:
     def accept(self) -> None:
         """Go on from what is there now, so that one violation is reported once."""
         self._fingerprint(list(self.hashes), self._now)
+        self._accepted = set(self._standing)
         for one in self._without_gradient():
             del self._unseen[one.name]
 
