@@ -19,7 +19,15 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAda
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_freeze import GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, OptimizerError, PlanError, TaskFreeze
+from lightning_freeze import (
+    FreezeLayers,
+    GradualUnfreeze,
+    LayerAdaptiveLR,
+    LayerwiseLR,
+    OptimizerError,
+    PlanError,
+    TaskFreeze,
+)
 from lightning_freeze.adaptive import moment_ratios, trust_ratios
 
 STEPS = 50
@@ -220,7 +228,7 @@ def test_optimizers_without_moments_are_refused_before_training(cls: Any) -> Non
         ({"kind": "lars"}, "kind must be one of 'moment_ratio', 'trust_ratio'"),
         ({"min_factor": -0.1}, "0 <= min_factor <= max_factor"),
         ({"min_factor": 2.0, "max_factor": 1.0}, "0 <= min_factor <= max_factor"),
-        ({"max_factor": float("inf")}, "must be finite"),
+        ({"max_factor": float("inf")}, "max_factor must be a finite number"),
         ({"stages": []}, "is empty"),
     ],
 )
@@ -243,3 +251,19 @@ def test_tasks_have_factors_of_their_own() -> None:
     adaptive = LayerAdaptiveLR()
     trainer([TaskFreeze(TASKS, verbose=False), adaptive], 1).fit(TwoTasks(), Tasks("abab"))
     assert set(adaptive.factors) == {"a", "b", "rest"}
+
+
+def test_factors_are_logged_once_a_step_and_for_what_trains_only(tmp_path: Any) -> None:
+    class Noting(CSVLogger):
+        seen: list[tuple[int, set[str]]]
+
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:
+            if "factor/head" in metrics:
+                self.seen.append((step, {name.removeprefix("factor/") for name in metrics}))
+
+    logger = Noting(tmp_path)
+    logger.seen = []
+    callbacks = [LayerAdaptiveLR("trust_ratio", stages=STAGES), FreezeLayers("stem", 1)]
+    fit(Net(), callbacks, epochs=2, steps=4, accumulate_grad_batches=2, logger=logger, log_every_n_steps=1)
+    some, all_three = {"head", "mid"}, {"head", "mid", "stem"}
+    assert logger.seen == [(0, all_three), (1, all_three), (2, some), (3, some)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -59,9 +58,11 @@ class LayerAdaptiveLR(FreezeCallback):
         verbose: bool = True,
     ) -> None:
         plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
-        if not 0 <= min_factor <= max_factor < math.inf or max_factor == 0:
+        plan.check_number(min_factor, "min_factor", self.title)
+        plan.check_number(max_factor, "max_factor", self.title)
+        if not 0 <= min_factor <= max_factor or max_factor == 0:
             raise PlanError(
-                f"{self.title}: min_factor={min_factor} and max_factor={max_factor} must be finite, "
+                f"{self.title}: min_factor={min_factor} and max_factor={max_factor} must hold "
                 "0 <= min_factor <= max_factor, and max_factor greater than 0"
             )
         if stages is not None:
@@ -73,6 +74,7 @@ class LayerAdaptiveLR(FreezeCallback):
         self.verbose = verbose
         self.factors: dict[str, float] = {}
         self._prefixes: dict[int, str] = {}
+        self._stepped = False  # with this batch: not within an accumulation window
         self._rows: list[Row] = []
 
     def bind(self, context: Context) -> Binding:
@@ -105,13 +107,22 @@ class LayerAdaptiveLR(FreezeCallback):
         ).tolist()  # the one wait
         named = zip(slots, optimizer.param_groups, factors, strict=True)
         prefix = self._prefixes.get(id(optimizer), "")
-        self.factors |= {f"{prefix}{slot.name}": factor for slot, group, factor in named if group["params"]}
+        for slot, group, factor in named:
+            if group["params"]:
+                self.factors[f"{prefix}{slot.name}"] = factor
+            else:
+                self.factors.pop(f"{prefix}{slot.name}", None)  # frozen since
         return factors
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._stepped = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.factors and trainer._logger_connector.should_update_logs:
+        stepped, self._stepped = self._stepped, False
+        if stepped and self.factors and trainer._logger_connector.should_update_logs:
             logged = {f"factor/{name}": factor for name, factor in self.factors.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
