@@ -204,7 +204,7 @@ def test_rows_that_differ_in_the_zeros_behind_them_only_are_not_the_same() -> No
             return self.mid(inputs)
 
     class Padding:
-        """Batches are padded to another length in later epochs."""
+        """In later epochs the second batch is padded to another length."""
 
         def __init__(self) -> None:
             self.epoch, self.rows = 0, Rows(rows=16).data
@@ -214,9 +214,9 @@ def test_rows_that_differ_in_the_zeros_behind_them_only_are_not_the_same() -> No
 
         def __iter__(self) -> Any:
             self.epoch += 1
-            inputs = self.rows[0][:, :7]
-            inputs = nn.functional.pad(inputs, (0, 0 if self.epoch < 4 else 1))
-            yield from zip(inputs.split(8), self.rows[1].split(8), strict=True)
+            first, second = self.rows[0][:, :7].split(8)
+            second = nn.functional.pad(second, (0, int(self.epoch > 3)))
+            yield from zip((first, second), self.rows[1].split(8), strict=True)
 
     losses = []
     for callbacks in ([], [FeatureCache()]):
