@@ -119,8 +119,33 @@ def check_span(span: Sequence[float], owner: str) -> None:
     Raises:
         PlanError: it is not `0 <= start < stop <= 1`.
     """
-    if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
-        raise PlanError(f"{owner}: span={tuple(span)} must be a pair of fractions of the run, 0 <= start < stop <= 1")
+    pair = isinstance(span, Sequence) and len(span) == 2 and all(map(_is_number, span))
+    if not pair or not 0 <= span[0] < span[1] <= 1:
+        raise PlanError(f"{owner}: span={span!r} must be a pair of fractions of the run, 0 <= start < stop <= 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_number(value: object, name: str, owner: str) -> None:
+    """Refuse anything but a finite number.
+
+    Raises:
+        PlanError: it is not.
+    """
+    if not _is_number(value):
+        raise PlanError(f"{owner}: {name} must be a finite number, got {value!r}")
+
+
+def check_flag(value: object, name: str, owner: str) -> None:
+    """Refuse anything but true and false: of other values "no" would count as true.
+
+    Raises:
+        PlanError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise PlanError(f"{owner}: {name} must be true or false, got {value!r}")
 
 
 def check_positive(value: object, name: str, owner: str, *, minimum: int = 1) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from lightning_freeze.context import Context, Stages
 from lightning_freeze.errors import PlanError
+from lightning_freeze.plan import check_number
 
 
 def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, owner: str) -> None:
@@ -15,10 +15,15 @@ def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, ow
     Raises:
         PlanError: `decay` is not in (0, 1], or a multiplier is not a finite number greater than 0.
     """
+    if decay is not None:
+        check_number(decay, "decay", owner)
+    if multipliers is not None and not isinstance(multipliers, Mapping):
+        raise PlanError(f"{owner}: multipliers={multipliers!r} must be a dict, {{'pattern': factor, ...}}")
     if decay is not None and not 0 < decay <= 1:
         raise PlanError(f"{owner}: decay must be greater than 0 and at most 1, got {decay}")
     for pattern, factor in (multipliers or {}).items():
-        if not 0 < factor < math.inf:
+        check_number(factor, f"the factor of '{pattern}'", owner)
+        if factor <= 0:
             raise PlanError(
                 f"{owner}: the factor of '{pattern}' must be greater than 0, got {factor}.\n"
                 "  To freeze it, use FreezeLayers"

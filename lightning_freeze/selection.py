@@ -137,8 +137,8 @@ def as_patterns(patterns: Patterns) -> list[str]:
     Raises:
         PatternError: anything else.
     """
-    found = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else None
-    if found is None or not all(isinstance(pattern, str) for pattern in found):
+    found = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Sequence) else None
+    if found is None or not all(isinstance(pattern, str) and pattern for pattern in found):
         raise PatternError(f"patterns must be a string or a list of strings, got {patterns!r}")
     return found
 

@@ -17,13 +17,19 @@ from torch import nn
 
 from lightning_freeze import (
     BatchNormEval,
+    FeatureCache,
+    FreezeAudit,
     FreezeError,
     FreezeLayers,
     GradualUnfreeze,
+    LayerAdaptiveLR,
     LayerwiseLR,
     PatternError,
     PlanError,
+    ProgressiveFreeze,
+    RotatingUnfreeze,
     Stage,
+    TaskFreeze,
 )
 
 
@@ -76,11 +82,44 @@ def test_every_error_is_a_value_error_with_one_base() -> None:
         (lambda: LayerwiseLR(multipliers={"head": 0}), "the factor of 'head' must be greater than 0.*FreezeLayers"),
         (lambda: LayerwiseLR(multipliers={"head": float("inf")}), "the factor of 'head'"),
         (lambda: LayerwiseLR(0.5, stages=0), "stages=0 must be"),
+        (lambda: LayerwiseLR("0.5"), "decay must be a finite number, got '0.5'"),
+        (lambda: LayerwiseLR(multipliers={"head": None}), "the factor of 'head' must be a finite number, got None"),
+        (lambda: LayerwiseLR(multipliers=["head"]), "multipliers=.'head'. must be a dict"),
+        (lambda: GradualUnfreeze(span=None), "span=None must be a pair"),
+        (lambda: GradualUnfreeze(monitor="val", min_delta=float("nan")), "min_delta must be a finite number, got nan"),
+        (lambda: GradualUnfreeze(monitor="val", restore_best="no"), "restore_best must be true or false, got 'no'"),
+        (lambda: ProgressiveFreeze(span=("a", "b")), "span=.'a', 'b'. must be a pair"),
+        (lambda: ProgressiveFreeze(span=0.5), "span=0.5 must be a pair"),
+        (lambda: ProgressiveFreeze(percentile=None), "percentile must be a finite number, got None"),
+        (lambda: ProgressiveFreeze(eval_frozen="no"), "eval_frozen must be true or false, got 'no'"),
+        (lambda: RotatingUnfreeze(eval_frozen=0), "eval_frozen must be true or false, got 0"),
+        (lambda: FreezeLayers("x", eval_frozen=None), "eval_frozen must be true or false, got None"),
+        (lambda: LayerAdaptiveLR(min_factor="0.1"), "min_factor must be a finite number, got '0.1'"),
+        (lambda: LayerAdaptiveLR(max_factor=True), "max_factor must be a finite number, got True"),
+        (lambda: BatchNormEval(memory_efficient="no"), "memory_efficient must be true or false, got 'no'"),
+        (lambda: FeatureCache(verify="no"), "verify must be true or false, got 'no'"),
+        (lambda: FeatureCache("disk", dir=3), "dir=3 must be the path of a folder"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_construction(make: Any, message: str) -> None:
     with pytest.raises(PlanError, match=f"(?s){message}"):
         make()
+
+
+@pytest.mark.parametrize("wrong", [3, "", [3], [""], {"stem": 1}, {"stem"}, b"stem"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        FreezeLayers,
+        BatchNormEval,
+        lambda patterns: TaskFreeze({"one": patterns}),
+        lambda patterns: RotatingUnfreeze(always=patterns),
+        lambda patterns: FreezeAudit(ignore=patterns),
+    ],
+)
+def test_patterns_of_another_kind_are_refused_at_construction(make: Any, wrong: Any) -> None:
+    with pytest.raises(PatternError, match="patterns must be a string or a list of strings, got"):
+        make(wrong)
 
 
 # ---- names and plans

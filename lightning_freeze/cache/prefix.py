@@ -223,7 +223,7 @@ class PrefixCache:
             leaf = region.leaf
             try:
                 store = self.storage.open(leaf.shape[1:], leaf.dtype, f"{kind} {self._digest(region)}")
-            except (PlanError, OSError) as error:
+            except (PlanError, OSError, OverflowError) as error:
                 self.turn_off(str(error))
                 return
             self._shelf = _Shelf(kind, store)

@@ -48,6 +48,7 @@ class BatchNormEval(FreezeCallback):
     ) -> None:
         plan.check_choice(when, ("always", "frozen"), "when", self.title)
         plan.check_choice(affine, ("train", "freeze"), "affine", self.title)
+        plan.check_flag(memory_efficient, "memory_efficient", self.title)
         if not as_patterns(patterns):
             raise PlanError(f"{self.title}: patterns is empty.\n  Use '*' for all normalisation layers")
         self.patterns = patterns

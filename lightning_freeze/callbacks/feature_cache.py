@@ -54,6 +54,9 @@ class FeatureCache(FreezeCallback):
         plan.check_choice(storage, ("memory", "disk"), "storage", self.title)
         if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
             raise PlanError(f"{self.title}: max_gb={max_gb!r} must be a number of GiB above 0")
+        plan.check_flag(verify, "verify", self.title)
+        if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
+            raise PlanError(f"{self.title}: dir={dir!r} must be the path of a folder")
         if dir is not None and storage != "disk":
             raise PlanError(f"{self.title}: dir={dir!r} has a meaning only with storage='disk'")
         self.storage = storage

@@ -63,6 +63,7 @@ class FreezeAudit(FreezeCallback):
     ) -> None:
         plan.check_positive(every_n_epochs, "every_n_epochs", self.title)
         plan.check_choice(on_violation, ("raise", "warn"), "on_violation", self.title)
+        as_patterns([] if ignore is None else ignore)
         self.every_n_epochs = every_n_epochs
         self.on_violation = on_violation
         self.ignore = ignore

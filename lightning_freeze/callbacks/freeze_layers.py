@@ -52,6 +52,7 @@ class FreezeLayers(FreezeCallback):
             raise PlanError(f"{self.title}: patterns is empty.\n  Name at least one parameter or module")
         plan.check_positive(start, "start", self.title, minimum=0)
         plan.check_choice(unit, ("epoch", "step"), "unit", self.title)
+        plan.check_flag(eval_frozen, "eval_frozen", self.title)
         plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
         if stop is not None:
             plan.check_positive(stop, "stop", self.title)

@@ -82,12 +82,13 @@ class GradualUnfreeze(FreezeCallback):
         eval_frozen: bool = True,
         verbose: bool = True,
     ) -> None:
+        plan.check_span(span, self.title)
         self.stages = stages
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
         self.at = at
         self.curve = curve
-        self.span = (float(span[0]), float(span[1])) if len(span) == 2 else span
+        self.span = float(span[0]), float(span[1])
         self.monitor = monitor
         self.mode = mode
         self.patience = patience
@@ -110,6 +111,9 @@ class GradualUnfreeze(FreezeCallback):
     def _check_arguments(self) -> None:
         owner = self.title
         check_stages(self.stages, owner)
+        plan.check_flag(self.eval_frozen, "eval_frozen", owner)
+        plan.check_flag(self.restore_best, "restore_best", owner)
+        plan.check_number(self.min_delta, "min_delta", owner)
         given = [name for name in _TRIGGERS if getattr(self, name) is not None]
         if len(given) > 1:
             raise PlanError(f"{owner}: {' and '.join(given)} are given, and a schedule has one trigger.\n  Keep one")
@@ -121,7 +125,6 @@ class GradualUnfreeze(FreezeCallback):
         plan.check_positive(self.patience, "patience", owner)
         plan.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
         plan.check_choice(self.mode, ("min", "max"), "mode", owner)
-        plan.check_span(self.span, owner)
         if self.curve is not None:
             plan.check_choice(self.curve, ("linear", "cosine"), "curve", owner)
         elif self.span != (0.0, 1.0):

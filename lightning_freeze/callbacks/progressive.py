@@ -69,6 +69,8 @@ class ProgressiveFreeze(FreezeCallback):
         plan.check_choice(curve, ("cosine", "linear"), "curve", self.title)
         if metric is not None:
             plan.check_choice(metric, ("grad_norm",), "metric", self.title)
+        plan.check_flag(eval_frozen, "eval_frozen", self.title)
+        plan.check_number(percentile, "percentile", self.title)
         if not 0 < percentile <= 100:
             raise PlanError(f"{self.title}: percentile must be greater than 0 and at most 100, got {percentile}")
         self.stages = stages

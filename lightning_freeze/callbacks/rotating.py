@@ -66,6 +66,7 @@ class RotatingUnfreeze(FreezeCallback):
         plan.check_positive(every_n_train_steps, "every_n_train_steps", self.title)
         plan.check_choice(order, _ORDERS, "order", self.title)
         plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
+        plan.check_flag(eval_frozen, "eval_frozen", self.title)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise PlanError(f"{self.title}: seed must be a whole number, got {seed!r}")
         self.stages = stages
@@ -77,7 +78,7 @@ class RotatingUnfreeze(FreezeCallback):
         self.seed = seed
         self.eval_frozen = eval_frozen
         self.verbose = verbose
-        as_patterns(always or [])
+        as_patterns([] if always is None else always)
         self._bound: list[BoundStage] = []
         self._always: tuple[str, ...] = ()
         self._all: frozenset[str] = frozenset()
