@@ -34,7 +34,7 @@ def tensor_hash(tensor: Tensor) -> Tensor:
     tensor (DTensor) the local shard is hashed.
 
     Args:
-        tensor: any dtype and shape, dense.
+        tensor: any dtype and shape; of a sparse one, indices and values as they are stored.
 
     Returns:
         An int64 of shape `()` on the tensor's device, so that hashing many tensors needs no synchronization.
@@ -55,6 +55,9 @@ def tensor_hash(tensor: Tensor) -> Tensor:
     kind = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=8)
     seed = _signed(int.from_bytes(kind.digest(), "little"))
     total = torch.full((), seed, dtype=torch.int64, device=values.device)
+    if len(parts := parts_of(values)) > 1:
+        hashes = [tensor_hash(part) + _signed(k * _STEP) for k, part in enumerate(parts)]
+        return total + _mix(torch.stack(hashes)).sum()
     steps, done = torch.empty(0, dtype=torch.int64, device=values.device), 0
     for words in _words(values):
         if len(steps) < len(words):
@@ -68,6 +71,15 @@ def _local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that is on this rank; any other tensor as it is."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
+
+
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that hold its numbers: itself, or indices and values of a sparse one."""
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
 
 
 def _mix(words: Tensor) -> Tensor:

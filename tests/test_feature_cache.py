@@ -667,14 +667,29 @@ def own_forward(module: Any) -> None:
     module.stem.layers[2].forward = torch.tanh
 
 
+def write_sparse(module: Any) -> None:
+    module.mid.edges.values().mul_(1.5)
+
+
+@torch.inference_mode()
+def assign(module: Any) -> None:
+    module.mid.offset = module.mid.offset + 1.0
+
+
 class Scaled(Counted):
-    factors = (1.0, 2.0)
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.factors = 1.0, 2.0
+        self.offset = torch.zeros(WIDTH)
+        self.register_buffer("edges", torch.eye(WIDTH).to_sparse(), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs) * self.factors[0]
+        scaled = super().forward(inputs) * self.factors[0] + self.offset.clone()
+        return torch.sparse.mm(self.edges, scaled.t()).t()
 
 
-EDITS = [write, write_data, exchange, write_buffer, load, attribute, attributes, hook, child, own_forward]
+EDITS = [write, write_data, exchange, write_buffer, load, attribute, attributes, hook, child, own_forward, write_sparse]
+EDITS.append(assign)
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -686,7 +701,6 @@ def test_a_prefix_edited_in_the_middle_of_a_run_is_dropped(edit: Any, hook: str)
         def __init__(self) -> None:
             super().__init__()
             self.mid = Scaled(*self.mid.layers)
-            self.mid.factors = (1.0, 2.0)
 
         def edit(self, *_: Any) -> None:
             self.edited += 1

@@ -135,6 +135,19 @@ class TestTensorHash:
 
         assert hashed(tensor.conj()) == hashed(tensor.conj().resolve_conj()) != hashed(tensor)
 
+    @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+    @pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr", "bsc"])
+    def test_of_a_sparse_tensor_places_and_values_are_hashed(self, layout: str) -> None:
+        def sparse(row: int, column: int, value: float) -> Tensor:
+            dense = torch.eye(4)
+            dense[row, column] = value
+            size = ((2, 2),) if layout.startswith("b") else ()
+            found: Tensor = getattr(dense, f"to_sparse_{layout}")(*size)
+            return found
+
+        assert hashed(sparse(0, 2, 3.0)) == hashed(sparse(0, 2, 3.0).clone())
+        assert len({hashed(sparse(*one)) for one in [(0, 2, 3.0), (0, 2, 4.0), (2, 0, 3.0), (0, 3, 3.0)]}) == 4
+
     def test_the_tensor_itself_is_not_written(self) -> None:
         tensor = some(torch.int64, 100)
         version, copy = tensor._version, tensor.clone()

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.fingerprint import parts_of
+
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 _SAMPLE, _WHOLE = 16, 1 << 14  # numbers of each tensor looked at in each step; of a buffer up to this size all
 
 
 class Guard:
-    """What the outputs of some modules hang on: parameters, buffers, plain attributes (`training`, `eps`), and what is
+    """What the outputs of some modules hang on: parameters, buffers, attributes (`training`, a tensor), and what is
     called: the modules in them, their hooks, and their `forward`.
 
     A parameter counts as written when its memory or its version has changed and its values have, or when one of a few
@@ -32,13 +34,14 @@ class Guard:
         self._modules = list(dict.fromkeys(part for module in self.watched for part in module.modules()))
         own = [*(t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())), *self.tensors]
         attributes = [value for module in self._modules for value in vars(module).values() if isinstance(value, Tensor)]
-        self._tensors = list({id(t): t for t in [*own, *attributes] if t is not None}.values())
+        once = {id(t): t for t in [*own, *attributes] if t is not None}
+        self._tensors = [part for tensor in once.values() for part in parts_of(tensor)]
         ignored = set(ignore)
         self._places = [
             (vars(module), name)
             for module in self._modules
             for name, value in vars(module).items()
-            if _is_plain(value) and (id(module), name) not in ignored
+            if (_is_plain(value) or isinstance(value, Tensor)) and (id(module), name) not in ignored
         ]
         self._values = self._attributes()
         self._slots = slots_of(self._modules)
@@ -53,7 +56,7 @@ class Guard:
             return "a parameter or buffer was exchanged"
         if self._callables() != self._called:
             return "a module, hook or forward was exchanged"
-        if self._attributes() != self._values:
+        if not all(map(_equal, self._attributes(), self._values)):
             return "an attribute of a module was changed"
         if self._marks() != self._versions and not self._same_values():
             return "a parameter or buffer was written"
@@ -77,7 +80,7 @@ class Guard:
         return [values.get(name) for values, name in self._places]
 
     def _marks(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+        return [(tensor.data_ptr(), version_of(tensor)) for tensor in self._tensors]
 
     def _same_values(self) -> bool:
         """DDP writes the buffers in each forward, with the values they have: their version alone says nothing."""
@@ -87,6 +90,11 @@ class Guard:
                 return False
         self._versions = marks
         return True
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was written; 0 for one made under inference_mode, of which torch does not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def slots_of(modules: Iterable[nn.Module]) -> list[tuple[Any, str, Any]]:
@@ -144,4 +152,6 @@ def _bits(views: Sequence[list[Tensor]]) -> list[Tensor]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if one is other or isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
     return type(one) is type(other) and bool(one == other)

@@ -30,6 +30,7 @@ from lightning_freeze.cache.row_store import Entry, Key, RowStore
 from lightning_freeze.cache.serving import Step, promised
 from lightning_freeze.compiling import is_compiled
 from lightning_freeze.errors import PlanError
+from lightning_freeze.fingerprint import parts_of
 from lightning_freeze.selection import ModelIndex
 
 _SHAPES = 16  # batches of at most so many different shapes are recorded
@@ -235,7 +236,7 @@ class PrefixCache:
     def _digest(self, region: Region) -> str:
         """The same in processes whose prefixes are the same."""
         tensors = [t for module in region.modules for t in (*module.parameters(), *module.buffers())]
-        flat = [t.detach().reshape(-1)[:8].double().cpu() for t in tensors]
+        flat = [part.detach().reshape(-1)[:8].double().cpu() for t in tensors for part in parts_of(t)]
         return hashlib.sha256(torch.cat(flat).numpy().tobytes() if flat else b"").hexdigest()
 
     def _keep_recorded(self, region: Region) -> None:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_freeze.cache.guard import exchanged, slots_of
+from lightning_freeze.cache.guard import exchanged, slots_of, version_of
 from lightning_freeze.cache.promise import FACTS
 from lightning_freeze.selection import ModelIndex
 
@@ -427,7 +427,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors]
+    return [version_of(tensor) for tensor in tensors]
 
 
 def _state(module: nn.Module) -> list[Tensor]:
