@@ -84,7 +84,8 @@ class FeatureCache(FreezeCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._cache is not None and not self._cache.off:
+        # of two, the first serves: the other would take what the first does to the model for a change of it
+        if self._cache is not None and not self._cache.off and not _is_wrapped(pl_module):
             step = pl_module.training_step
             pl_module.__dict__["training_step"] = update_wrapper(partial(_cached, self._cache, step), step)
 
@@ -131,9 +132,14 @@ def _logged(module: Any) -> list[Any]:
     return [getattr(one, name, None) for one in found for name in ("value", "_forward_cache")]
 
 
-def _unwrap(pl_module: LightningModule) -> None:
+def _is_wrapped(pl_module: LightningModule) -> bool:
     found = vars(pl_module).get("training_step")
-    if isinstance(found, partial) and found.func is _cached:
+    return isinstance(found, partial) and found.func is _cached
+
+
+def _unwrap(pl_module: LightningModule) -> None:
+    if _is_wrapped(pl_module):
+        found = pl_module.__dict__["training_step"]
         del pl_module.__dict__["training_step"]
         if getattr(found.args[1], "__func__", None) is not type(pl_module).training_step:
             pl_module.__dict__["training_step"] = found.args[1]
