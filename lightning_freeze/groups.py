@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,6 @@ _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 # What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
 _COUNTERS = ("step", "k", "weight_sum", "lr_max")
 _SLOTTED = "_lightning_freeze_slotted"  # attribute of the optimizer: what split it last
-_scaled: WeakSet[Optimizer] = WeakSet()  # a second fit with the same optimizer would scale its rates twice
 
 
 # The optimizer state of a parameter that left, and for state on the host, the device of each of its tensors before.
@@ -95,7 +93,8 @@ class SlottedOptimizer:
                 f"{type(optimizer).__name__} has no learning rate in its groups (lr=None): there is none to scale, "
                 "ramp or show.\n  Give it one, for example Adafactor(..., lr=1e-3, relative_step=False)"
             )
-        if optimizer in _scaled:
+        earlier: SlottedOptimizer | None = vars(optimizer).get(_SLOTTED)
+        if earlier is not None and any(slot.factor != 1 for slot in earlier.slots):  # they would be scaled twice
             raise OptimizerError(
                 f"configure_optimizers returned the {type(optimizer).__name__} of an earlier fit, whose rates are "
                 "scaled per stage already.\n  Make a new optimizer in configure_optimizers"
@@ -110,8 +109,6 @@ class SlottedOptimizer:
         self._split(schedulers, name_of, labels, factors, kinds or {})
         self._slot_of = {name: place for place, slot in enumerate(self.slots) for name in slot.names}
         self._present = set(self._slot_of)
-        if any(slot.factor != 1 for slot in self.slots):
-            _scaled.add(optimizer)
         for name in self.parameters:  # those that joined were not there at construction
             self._fill(name)
         vars(optimizer)[_SLOTTED] = self

@@ -55,6 +55,11 @@ class Region:
         return tuple(call.name for call in self.calls)
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """What regions agree in that share rows."""
+        return self.path, self.leaf.shape[1:], self.leaf.dtype, tuple(leaf.dtype for leaf in self.calls[0].tensors)
+
+    @property
     def seconds(self) -> float:
         """From the entry to the boundary."""
         return self.calls[-1].ended - self.calls[0].began

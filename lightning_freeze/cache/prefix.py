@@ -219,15 +219,14 @@ class PrefixCache:
         return result
 
     def _begin(self, region: Region) -> None:
-        kind = (region.path, region.leaf.shape[1:], region.leaf.dtype, [leaf.dtype for leaf in region.calls[0].tensors])
         if self._shelf is None:
             leaf = region.leaf
             try:
-                store = self.storage.open(leaf.shape[1:], leaf.dtype, f"{kind} {self._digest(region)}")
+                store = self.storage.open(leaf.shape[1:], leaf.dtype, f"{region.kind} {self._digest(region)}")
             except (PlanError, OSError, OverflowError) as error:
                 self.turn_off(str(error))
                 return
-            self._shelf = _Shelf(kind, store)
+            self._shelf = _Shelf(region.kind, store)
         touched = [t for t in (*self._parameters, *self._index.buffers.values()) if id(t) in region.made_of]
         modules = dict.fromkeys([*(self._guard.watched if self._guard else ()), *region.modules])
         tensors = {id(t): t for t in [*(self._guard.tensors if self._guard else ()), *touched]}
@@ -250,8 +249,7 @@ class PrefixCache:
             self.learn(boundary.held[1][order.index(place)])
 
     def _fits(self, region: Region) -> bool:
-        kind = (region.path, region.leaf.shape[1:], region.leaf.dtype, [leaf.dtype for leaf in region.calls[0].tensors])
-        return self._shelf is not None and self._shelf.kind == kind
+        return self._shelf is not None and self._shelf.kind == region.kind
 
     def _follow(self, region: Region, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not self._fits(region):
