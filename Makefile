@@ -20,6 +20,7 @@ test: lint types
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_freeze import FreezeLayers
-from lightning_freeze.callbacks.session import session_of
+from lightning_freeze.trainer.session import session_of
 
 STEPS, WARMUP, ROUNDS = 8, 2, 2
 GPU = torch.cuda.device_count() > 1

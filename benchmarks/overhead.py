@@ -24,8 +24,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR
-from lightning_freeze.plan import Progress
-from lightning_freeze.reconcile import Reconciler
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.schedule.moments import Progress
 
 STEPS, PAIRS = 200, 9
 STAGES = ["model.3", "model.2", "model.1", "model.0"]

@@ -31,8 +31,8 @@ from torchvision.models import resnet18, resnet50, vit_b_16
 
 from lightning_freeze import freeze
 from lightning_freeze.cache.prefix import PrefixCache, Storage
-from lightning_freeze.cost import cost
-from lightning_freeze.lean_norm import make_lean, make_plain
+from lightning_freeze.engine.lean_norm import make_lean, make_plain
+from lightning_freeze.preview.step_cost import cost
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "examples" / "docs"

@@ -13,10 +13,10 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from lightning_freeze import GradualUnfreeze, LayerwiseLR
-from lightning_freeze.plan import Progress
-from lightning_freeze.plot import draw
-from lightning_freeze.reconcile import Reconciler
-from lightning_freeze.timeline import Timeline
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.report.plot import draw
+from lightning_freeze.report.timeline import Timeline
+from lightning_freeze.schedule.moments import Progress
 
 EPOCHS = 12
 

@@ -1,34 +1,50 @@
-"""Lightning callbacks for fine-tuning: staged unfreezing, per-layer learning rates, BatchNorm in eval mode."""
+"""Lightning callbacks for fine-tuning: staged unfreezing, per-layer learning rates, BatchNorm in eval mode.
 
-from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval
-from lightning_freeze.callbacks.feature_cache import FeatureCache
-from lightning_freeze.callbacks.freeze_audit import FreezeAudit
-from lightning_freeze.callbacks.freeze_layers import FreezeLayers
-from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor
-from lightning_freeze.callbacks.gradual import GradualUnfreeze
-from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR
-from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR
-from lightning_freeze.callbacks.progressive import ProgressiveFreeze
-from lightning_freeze.callbacks.rotating import RotatingUnfreeze
-from lightning_freeze.callbacks.task_freeze import TaskFreeze
-from lightning_freeze.errors import (
-    FreezeError,
-    FreezeViolation,
-    OptimizerError,
-    PatternError,
-    PlanError,
-    ResumeError,
-    UnsupportedStrategyError,
-)
-from lightning_freeze.fingerprint import fingerprint
-from lightning_freeze.functional import freeze, param_groups, unfreeze
-from lightning_freeze.selection import select
-from lightning_freeze.stages import Stage, discover_stages
+Names are imported when they are first used, so that the command line answers `--help` without importing torch.
+Type checkers read them from `__init__.pyi`.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "Violation": "auditing.violations",
+    "audit": "auditing.violations",
+    "BatchNormEval": "callbacks.batchnorm_eval",
+    "FeatureCache": "callbacks.feature_cache",
+    "FreezeAudit": "callbacks.freeze_audit",
+    "FreezeLayers": "callbacks.freeze_layers",
+    "FreezeMonitor": "callbacks.freeze_monitor",
+    "GradualUnfreeze": "callbacks.gradual",
+    "LayerAdaptiveLR": "callbacks.layer_adaptive",
+    "LayerwiseLR": "callbacks.layerwise_lr",
+    "ProgressiveFreeze": "callbacks.progressive",
+    "RotatingUnfreeze": "callbacks.rotating",
+    "TaskFreeze": "callbacks.task_freeze",
+    "Reconciler": "engine.reconciler",
+    "FreezeError": "errors",
+    "FreezeViolation": "errors",
+    "OptimizerError": "errors",
+    "PatternError": "errors",
+    "PlanError": "errors",
+    "ResumeError": "errors",
+    "UnsupportedStrategyError": "errors",
+    "freeze": "functional",
+    "param_groups": "functional",
+    "unfreeze": "functional",
+    "fingerprint": "model.fingerprint",
+    "select": "model.patterns",
+    "Cost": "preview.step_cost",
+    "cost": "preview.step_cost",
+    "Progress": "schedule.moments",
+    "discover_stages": "stages.discover",
+    "Stage": "stages.stage",
+}
+
 __all__ = [
     "BatchNormEval",
+    "Cost",
     "FeatureCache",
     "FreezeAudit",
     "FreezeError",
@@ -41,12 +57,17 @@ __all__ = [
     "OptimizerError",
     "PatternError",
     "PlanError",
+    "Progress",
     "ProgressiveFreeze",
+    "Reconciler",
     "ResumeError",
     "RotatingUnfreeze",
     "Stage",
     "TaskFreeze",
     "UnsupportedStrategyError",
+    "Violation",
+    "audit",
+    "cost",
     "discover_stages",
     "fingerprint",
     "freeze",
@@ -54,3 +75,15 @@ __all__ = [
     "select",
     "unfreeze",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lightning_freeze' has no attribute '{name}'")
+    found = getattr(import_module(f"lightning_freeze.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_freeze import report
-from lightning_freeze.context import Context
+from lightning_freeze.engine.context import Context
 from lightning_freeze.errors import FreezeError, PlanError
-from lightning_freeze.stages import discover_stages
+from lightning_freeze.report.table import stages_table
+from lightning_freeze.stages.discover import discover_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,12 +72,13 @@ def _stages(options: argparse.Namespace) -> str:
     example = None if options.input is None else _zeros(options.input)
     stages = discover_stages(model, example, options.max_stages)
     bound = Context(model).stages(stages, "stages") if stages else []
-    return report.stages(Context(model), bound)
+    return stages_table(Context(model), bound)
 
 
 def _preview(options: argparse.Namespace) -> str:
-    from lightning_freeze import plot, preview_report  # they need what `stages` does not
-    from lightning_freeze.preview import preview
+    from lightning_freeze.preview import text as preview_report  # they need what `stages` does not
+    from lightning_freeze.preview.simulation import preview
+    from lightning_freeze.report import plot  # they need what `stages` does not
 
     if options.plot is not None:
         plot.check_path(options.plot, "preview")
@@ -92,7 +93,7 @@ def _preview(options: argparse.Namespace) -> str:
 
 
 def _savings(options: argparse.Namespace) -> str:
-    from lightning_freeze.savings import savings
+    from lightning_freeze.preview.savings import savings
 
     return savings(options.config, options.rest, model=options.model, data=options.data).table()
 

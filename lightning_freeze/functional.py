@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.context import Context
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.factors import rate_factors
+from lightning_freeze.engine.modes import hold, release
 from lightning_freeze.errors import PlanError
-from lightning_freeze.modes import FrozenView, hold, release
-from lightning_freeze.rates import rate_factors
-from lightning_freeze.selection import ModelIndex, Patterns, select_names
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.patterns import Patterns, select_names
 
 
 def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list[str]:

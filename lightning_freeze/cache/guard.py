@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.fingerprint import parts_of
+from lightning_freeze.model.fingerprint import parts_of
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 _SAMPLE, _WHOLE = 16, 1 << 14  # numbers of each tensor looked at in each step; of a buffer up to this size all

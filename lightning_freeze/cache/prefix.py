@@ -28,10 +28,9 @@ from lightning_freeze.cache.row_index import RowIndex
 from lightning_freeze.cache.row_keys import row_keys
 from lightning_freeze.cache.row_store import Entry, Key, RowStore
 from lightning_freeze.cache.serving import Step, promised
-from lightning_freeze.compiling import is_compiled
 from lightning_freeze.errors import PlanError
-from lightning_freeze.fingerprint import parts_of
-from lightning_freeze.selection import ModelIndex
+from lightning_freeze.model.fingerprint import parts_of
+from lightning_freeze.model.index import ModelIndex, is_compiled
 
 _SHAPES = 16  # batches of at most so many different shapes are recorded
 _RESTLESS = 20  # changes of the prefix without a hit between them, after which it is left alone

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_freeze.cache.guard import exchanged, slots_of, version_of
 from lightning_freeze.cache.promise import FACTS
-from lightning_freeze.selection import ModelIndex
+from lightning_freeze.model.index import ModelIndex
 
 # They take another way, with other bits, where a torch function is watched; so they are run unwatched, as a whole.
 OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

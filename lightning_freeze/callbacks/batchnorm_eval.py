@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning_freeze import plan
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import Context
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.lean_norm import can_be_lean
+from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PatternError, PlanError
-from lightning_freeze.lean_norm import can_be_lean
-from lightning_freeze.modes import FrozenView
-from lightning_freeze.plan import Progress
-from lightning_freeze.policy import Binding, Row, Wants
-from lightning_freeze.selection import ModelIndex, as_patterns, is_norm, resolve
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.patterns import as_patterns, resolve
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class BatchNormEval(FreezeCallback):
@@ -46,9 +48,9 @@ class BatchNormEval(FreezeCallback):
         memory_efficient: bool = False,
         verbose: bool = True,
     ) -> None:
-        plan.check_choice(when, ("always", "frozen"), "when", self.title)
-        plan.check_choice(affine, ("train", "freeze"), "affine", self.title)
-        plan.check_flag(memory_efficient, "memory_efficient", self.title)
+        arguments.check_choice(when, ("always", "frozen"), "when", self.title)
+        arguments.check_choice(affine, ("train", "freeze"), "affine", self.title)
+        arguments.check_flag(memory_efficient, "memory_efficient", self.title)
         if not as_patterns(patterns):
             raise PlanError(f"{self.title}: patterns is empty.\n  Use '*' for all normalisation layers")
         self.patterns = patterns

@@ -9,11 +9,12 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_freeze import plan, report
-from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze import arguments
 from lightning_freeze.cache.prefix import PrefixCache, Storage
-from lightning_freeze.callbacks.base import FreezeCallback
 from lightning_freeze.errors import PlanError
+from lightning_freeze.report.rendering import show
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
 
 _SHARDS = {"FSDPStrategy", "ModelParallelStrategy"}
 
@@ -51,10 +52,10 @@ class FeatureCache(FreezeCallback):
         verify: bool = True,
         verbose: bool = True,
     ) -> None:
-        plan.check_choice(storage, ("memory", "disk"), "storage", self.title)
+        arguments.check_choice(storage, ("memory", "disk"), "storage", self.title)
         if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
             raise PlanError(f"{self.title}: max_gb={max_gb!r} must be a number of GiB above 0")
-        plan.check_flag(verify, "verify", self.title)
+        arguments.check_flag(verify, "verify", self.title)
         if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
             raise PlanError(f"{self.title}: dir={dir!r} must be the path of a folder")
         if dir is not None and storage != "disk":
@@ -157,7 +158,7 @@ def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:
 
 def _show(trainer: Trainer, text: str) -> None:
     if trainer.is_global_zero:
-        report.show(text)
+        show(text)
 
 
 def _keep_quiet(text: str) -> None:

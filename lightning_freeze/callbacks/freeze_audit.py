@@ -11,18 +11,17 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_freeze import plan
-from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.audit import Violation, message
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.callbacks.session import session_of
-from lightning_freeze.context import Context
+from lightning_freeze import arguments
+from lightning_freeze.auditing.violations import Violation, message
+from lightning_freeze.auditing.watcher import Watch, differing
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Change
 from lightning_freeze.errors import FreezeViolation
-from lightning_freeze.fingerprint import select_tensors
-from lightning_freeze.policy import Binding
-from lightning_freeze.reconcile import Change, Reconciler
-from lightning_freeze.selection import as_patterns
-from lightning_freeze.watch import Watch, differing
+from lightning_freeze.model.fingerprint import select_tensors
+from lightning_freeze.model.patterns import as_patterns
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
+from lightning_freeze.trainer.session import session_of
 
 # Callbacks of Lightning that write parameters and buffers of the whole model, by class name.
 _WRITERS = ("StochasticWeightAveraging", "WeightAveraging", "ModelPruning")
@@ -61,8 +60,8 @@ class FreezeAudit(FreezeCallback):
         ignore: str | list[str] | None = None,
         verbose: bool = True,
     ) -> None:
-        plan.check_positive(every_n_epochs, "every_n_epochs", self.title)
-        plan.check_choice(on_violation, ("raise", "warn"), "on_violation", self.title)
+        arguments.check_positive(every_n_epochs, "every_n_epochs", self.title)
+        arguments.check_choice(on_violation, ("raise", "warn"), "on_violation", self.title)
         as_patterns([] if ignore is None else ignore)
         self.every_n_epochs = every_n_epochs
         self.on_violation = on_violation
@@ -92,7 +91,7 @@ class FreezeAudit(FreezeCallback):
         self._watch = Watch(run, self._ignored)  # the weights of a checkpoint are there by now, with any strategy
         self.seconds += time.perf_counter() - started
 
-    def changed(self, run: Reconciler, done: Change) -> None:
+    def changed(self, done: Change) -> None:
         if self._watch is not None:
             started = time.perf_counter()
             self._watch.follow(done)

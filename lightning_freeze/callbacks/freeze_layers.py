@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning_freeze import plan
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import Context
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
-from lightning_freeze.modes import FrozenView
-from lightning_freeze.plan import Moment, Progress
-from lightning_freeze.policy import PLACEMENTS, Binding, Row, Wants
-from lightning_freeze.selection import as_patterns
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.patterns import as_patterns
+from lightning_freeze.optim.slots import PLACEMENTS
+from lightning_freeze.schedule.moments import Moment, Progress
+from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class FreezeLayers(FreezeCallback):
@@ -50,12 +51,12 @@ class FreezeLayers(FreezeCallback):
     ) -> None:
         if not as_patterns(patterns):
             raise PlanError(f"{self.title}: patterns is empty.\n  Name at least one parameter or module")
-        plan.check_positive(start, "start", self.title, minimum=0)
-        plan.check_choice(unit, ("epoch", "step"), "unit", self.title)
-        plan.check_flag(eval_frozen, "eval_frozen", self.title)
-        plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
+        arguments.check_positive(start, "start", self.title, minimum=0)
+        arguments.check_choice(unit, ("epoch", "step"), "unit", self.title)
+        arguments.check_flag(eval_frozen, "eval_frozen", self.title)
+        arguments.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
         if stop is not None:
-            plan.check_positive(stop, "stop", self.title)
+            arguments.check_positive(stop, "stop", self.title)
             if stop <= start:
                 raise PlanError(f"{self.title}: stop={stop} must be after start={start}, both in {unit}s")
         self.patterns = patterns

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_freeze import plot as picture
-from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.callbacks.session import session_of
-from lightning_freeze.context import Context
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Change
+from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.errors import PlanError
-from lightning_freeze.policy import Binding
-from lightning_freeze.reconcile import Change, Reconciler
-from lightning_freeze.timeline import Timeline, stage_members, stage_rates
+from lightning_freeze.report import plot as picture
+from lightning_freeze.report.timeline import Timeline, stage_members, stage_rates
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
+from lightning_freeze.trainer.session import session_of
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")  # what some logger refuses in the name of a metric
 
@@ -71,7 +71,7 @@ class FreezeMonitor(FreezeCallback):
     def shapes_steps(self) -> bool:
         return self.logs  # so that the rates of a step are kept: when it is logged, a scheduler may have gone on
 
-    def changed(self, run: Reconciler, done: Change) -> None:
+    def changed(self, done: Change) -> None:
         self._changed |= bool(done.unfrozen or done.frozen)
 
     def state_of_run(self) -> dict[str, Any]:

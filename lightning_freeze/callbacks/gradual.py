@@ -8,18 +8,19 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from lightning_freeze import plan
-from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.callbacks.session import session_of
-from lightning_freeze.context import BoundStage, Context, check_stages
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
-from lightning_freeze.groups import Slot
-from lightning_freeze.modes import FrozenView
-from lightning_freeze.plan import Moment, Progress
-from lightning_freeze.plateau import Plateau
-from lightning_freeze.policy import Binding, Row, Wants
-from lightning_freeze.stages import Stage
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.optim.slots import Slot
+from lightning_freeze.schedule import moments
+from lightning_freeze.schedule.moments import Moment, Progress
+from lightning_freeze.schedule.plateau import Plateau
+from lightning_freeze.stages.stage import BoundStage, Stage, Stages, check_stages
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
+from lightning_freeze.trainer.session import session_of
 
 _TRIGGERS = ("every_n_epochs", "every_n_train_steps", "at", "curve", "monitor")
 _OF_MONITOR = {"mode": "min", "patience": 3, "min_delta": 0.0, "max_epochs_per_stage": None, "restore_best": False}
@@ -82,7 +83,7 @@ class GradualUnfreeze(FreezeCallback):
         eval_frozen: bool = True,
         verbose: bool = True,
     ) -> None:
-        plan.check_span(span, self.title)
+        moments.check_span(span, self.title)
         self.stages = stages
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
@@ -111,9 +112,9 @@ class GradualUnfreeze(FreezeCallback):
     def _check_arguments(self) -> None:
         owner = self.title
         check_stages(self.stages, owner)
-        plan.check_flag(self.eval_frozen, "eval_frozen", owner)
-        plan.check_flag(self.restore_best, "restore_best", owner)
-        plan.check_number(self.min_delta, "min_delta", owner)
+        arguments.check_flag(self.eval_frozen, "eval_frozen", owner)
+        arguments.check_flag(self.restore_best, "restore_best", owner)
+        arguments.check_number(self.min_delta, "min_delta", owner)
         given = [name for name in _TRIGGERS if getattr(self, name) is not None]
         if len(given) > 1:
             raise PlanError(f"{owner}: {' and '.join(given)} are given, and a schedule has one trigger.\n  Keep one")
@@ -121,16 +122,16 @@ class GradualUnfreeze(FreezeCallback):
             self.every_n_epochs = 1
         for name in ("every_n_epochs", "every_n_train_steps", "max_epochs_per_stage"):
             if getattr(self, name) is not None:
-                plan.check_positive(getattr(self, name), name, owner)
-        plan.check_positive(self.patience, "patience", owner)
-        plan.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
-        plan.check_choice(self.mode, ("min", "max"), "mode", owner)
+                arguments.check_positive(getattr(self, name), name, owner)
+        arguments.check_positive(self.patience, "patience", owner)
+        arguments.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
+        arguments.check_choice(self.mode, ("min", "max"), "mode", owner)
         if self.curve is not None:
-            plan.check_choice(self.curve, ("linear", "cosine"), "curve", owner)
+            arguments.check_choice(self.curve, ("linear", "cosine"), "curve", owner)
         elif self.span != (0.0, 1.0):
             raise PlanError(f"{owner}: span={self.span} has a meaning only with curve='linear' or curve='cosine'")
         if self.at is not None:
-            plan.check_starts(self.at, owner)
+            moments.check_starts(self.at, owner)
         idle = [name for name, usual in _OF_MONITOR.items() if self.monitor is None and getattr(self, name) != usual]
         if idle:
             raise PlanError(
@@ -167,16 +168,20 @@ class GradualUnfreeze(FreezeCallback):
 
     def _schedule(self, stages: int) -> list[Moment]:
         if self.at is not None:
-            return plan.at(self.at, stages, self.title)
+            return moments.at(self.at, stages, self.title)
         if self.curve is not None:
-            return plan.spread(self.curve, self.span, stages)
+            return moments.spread(self.curve, self.span, stages)
         if self.every_n_train_steps is not None:
-            return plan.every(self.every_n_train_steps, "step", stages)
-        return plan.every(self.every_n_epochs or 1, "epoch", stages)
+            return moments.every(self.every_n_train_steps, "step", stages)
+        return moments.every(self.every_n_epochs or 1, "epoch", stages)
 
     @property
     def needs_run_length(self) -> bool:
         return self.curve is not None or (self.at is not None and any(isinstance(start, float) for start in self.at))
+
+    @property
+    def shared_stages(self) -> Stages | None:
+        return self.stages
 
     def wants(self, progress: Progress) -> Wants:
         self._started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
@@ -185,7 +190,7 @@ class GradualUnfreeze(FreezeCallback):
 
     def _count(self, progress: Progress) -> int:
         if self.monitor is None:
-            return max(1, plan.count_started(self._moments, progress))
+            return max(1, moments.count_started(self._moments, progress))
         return self._plateau.started(progress.epoch, self.max_epochs_per_stage, len(self._bound))
 
     def restored(self) -> None:

@@ -8,15 +8,16 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from lightning_freeze import adaptive, plan
-from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import Context, check_stages
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row
 from lightning_freeze.errors import PlanError
-from lightning_freeze.groups import Slot
-from lightning_freeze.plan import Progress
-from lightning_freeze.policy import Binding, Row
-from lightning_freeze.stages import Stage
+from lightning_freeze.optim.layer_ratios import check_moments, moment_ratios, trust_ratios
+from lightning_freeze.optim.slots import Slot
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.stage import Stage, check_stages
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class LayerAdaptiveLR(FreezeCallback):
@@ -57,9 +58,9 @@ class LayerAdaptiveLR(FreezeCallback):
         stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
         verbose: bool = True,
     ) -> None:
-        plan.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
-        plan.check_number(min_factor, "min_factor", self.title)
-        plan.check_number(max_factor, "max_factor", self.title)
+        arguments.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
+        arguments.check_number(min_factor, "min_factor", self.title)
+        arguments.check_number(max_factor, "max_factor", self.title)
         if not 0 <= min_factor <= max_factor or max_factor == 0:
             raise PlanError(
                 f"{self.title}: min_factor={min_factor} and max_factor={max_factor} must hold "
@@ -87,7 +88,7 @@ class LayerAdaptiveLR(FreezeCallback):
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         if self.kind == "moment_ratio":
             for optimizer in optimizers:
-                adaptive.check_moments(optimizer, self.title)
+                check_moments(optimizer, self.title)
         several = len(optimizers) > 1
         self._prefixes = {id(one): f"optimizer{k}/" if several else "" for k, one in enumerate(optimizers)}
         self.factors = {}
@@ -97,7 +98,7 @@ class LayerAdaptiveLR(FreezeCallback):
         return True
 
     def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
-        figures = adaptive.moment_ratios if self.kind == "moment_ratio" else adaptive.trust_ratios
+        figures = moment_ratios if self.kind == "moment_ratio" else trust_ratios
         ratios = figures(optimizer)
         if ratios is None:
             return None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.callbacks.gradual import GradualUnfreeze
-from lightning_freeze.context import Context, Stages, check_stages
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.factors import check_rates, rate_factors
+from lightning_freeze.engine.policy import Binding, Row
 from lightning_freeze.errors import PlanError
-from lightning_freeze.plan import Progress
-from lightning_freeze.policy import Binding, Row
-from lightning_freeze.rates import check_rates, rate_factors
-from lightning_freeze.stages import Stage
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.stage import Stage, Stages, check_stages
+from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class LayerwiseLR(FreezeCallback):
@@ -54,7 +53,7 @@ class LayerwiseLR(FreezeCallback):
     def bind(self, context: Context) -> Binding:
         stages = self._stages(context)
         labels, factors = rate_factors(context, self.decay, self.multipliers, stages, self.title)
-        own = self.stages is not None or not any(isinstance(policy, GradualUnfreeze) for policy in context.policies)
+        own = self.stages is not None or not context.shared
         self._rows = [
             Row(stage.name, stage.patterns, "always", stage.names)
             for stage in (context.stages(stages, self.title) if own and self.decay is not None else [])
@@ -67,7 +66,7 @@ class LayerwiseLR(FreezeCallback):
     def _stages(self, context: Context) -> Stages:
         if self.stages is not None:
             return self.stages
-        beside = [policy.stages for policy in context.policies if isinstance(policy, GradualUnfreeze)]
+        beside = context.shared
         if any(stages != beside[0] for stages in beside):
             raise PlanError(
                 f"{self.title}: several GradualUnfreeze with different stages are beside it.\n  Give it stages=..."

@@ -9,16 +9,19 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from lightning_freeze import gradients, plan, reducer
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import BoundStage, Context, check_stages
-from lightning_freeze.convergence import GradientNorms, converged
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
-from lightning_freeze.groups import Slot
-from lightning_freeze.modes import FrozenView
-from lightning_freeze.plan import Moment, Progress
-from lightning_freeze.policy import Binding, Row, Wants
-from lightning_freeze.stages import Stage
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.optim.norms import square_norms
+from lightning_freeze.optim.slots import Slot
+from lightning_freeze.schedule import moments
+from lightning_freeze.schedule.convergence import GradientNorms, converged
+from lightning_freeze.schedule.moments import Moment, Progress
+from lightning_freeze.stages.stage import BoundStage, Stage, check_stages
+from lightning_freeze.trainer.callback import FreezeCallback
+from lightning_freeze.trainer.ranks import from_rank_0
 
 
 class ProgressiveFreeze(FreezeCallback):
@@ -65,12 +68,12 @@ class ProgressiveFreeze(FreezeCallback):
         verbose: bool = True,
     ) -> None:
         check_stages(stages, self.title)
-        plan.check_span(span, self.title)
-        plan.check_choice(curve, ("cosine", "linear"), "curve", self.title)
+        moments.check_span(span, self.title)
+        arguments.check_choice(curve, ("cosine", "linear"), "curve", self.title)
         if metric is not None:
-            plan.check_choice(metric, ("grad_norm",), "metric", self.title)
-        plan.check_flag(eval_frozen, "eval_frozen", self.title)
-        plan.check_number(percentile, "percentile", self.title)
+            arguments.check_choice(metric, ("grad_norm",), "metric", self.title)
+        arguments.check_flag(eval_frozen, "eval_frozen", self.title)
+        arguments.check_number(percentile, "percentile", self.title)
         if not 0 < percentile <= 100:
             raise PlanError(f"{self.title}: percentile must be greater than 0 and at most 100, got {percentile}")
         self.stages = stages
@@ -118,7 +121,7 @@ class ProgressiveFreeze(FreezeCallback):
     def wants(self, progress: Progress) -> Wants:
         self._total = progress.total_steps
         if self.metric is None:
-            self._frozen = max(self._frozen, plan.count_started(self._ends, progress))  # also when a run gets longer
+            self._frozen = max(self._frozen, moments.count_started(self._ends, progress))  # also when a run gets longer
         elif progress.epoch > self._norms.epoch and progress.step < (progress.total_steps or 0):
             self._decide(progress)  # not after the last epoch: a run that is resumed there is over
         return Wants(self._frozen_after[self._frozen], "drop")
@@ -155,7 +158,7 @@ class ProgressiveFreeze(FreezeCallback):
         return 0.5 * (1 + math.cos(math.pi * done)) if self.curve == "cosine" else 1 - done
 
     def _accumulate(self, optimizer: Optimizer, places: Sequence[int | None], steps: int) -> None:
-        squares = gradients.square_norms(optimizer)
+        squares = square_norms(optimizer)
         stages = squares.new_zeros(len(self._bound) + 1)  # the last for what is in no stage
         into = torch.tensor([len(self._bound) if place is None else place for place in places])
         stages.index_add_(0, into.to(squares.device, non_blocking=True), squares)
@@ -164,7 +167,7 @@ class ProgressiveFreeze(FreezeCallback):
     def _decide(self, progress: Progress) -> None:
         """At the end of an epoch: how many stages are frozen from now on."""
         done = progress.step / (progress.total_steps or 1)
-        means = reducer.from_rank_0(self._norms.means())
+        means = from_rank_0(self._norms.means())
         if means and self._norms.before and self.span[0] <= done <= self.span[1]:
             self._frozen += converged(self._norms.before[self._frozen :], means[self._frozen :], self.percentile)
         self._norms.next_epoch(progress.epoch, means)

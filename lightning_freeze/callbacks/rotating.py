@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_freeze import plan
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import BoundStage, Context, check_stages
+from lightning_freeze import arguments
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
-from lightning_freeze.modes import FrozenView
-from lightning_freeze.plan import Progress
-from lightning_freeze.policy import PLACEMENTS, Binding, Row, Wants
-from lightning_freeze.selection import as_patterns
-from lightning_freeze.stages import Stage
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.patterns import as_patterns
+from lightning_freeze.optim.slots import PLACEMENTS
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.stage import BoundStage, Stage, check_stages
+from lightning_freeze.trainer.callback import FreezeCallback
 
 _ORDERS = ("random", "ascending", "descending")
 
@@ -62,11 +63,11 @@ class RotatingUnfreeze(FreezeCallback):
         verbose: bool = True,
     ) -> None:
         check_stages(stages, self.title)
-        plan.check_positive(active, "active", self.title)
-        plan.check_positive(every_n_train_steps, "every_n_train_steps", self.title)
-        plan.check_choice(order, _ORDERS, "order", self.title)
-        plan.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
-        plan.check_flag(eval_frozen, "eval_frozen", self.title)
+        arguments.check_positive(active, "active", self.title)
+        arguments.check_positive(every_n_train_steps, "every_n_train_steps", self.title)
+        arguments.check_choice(order, _ORDERS, "order", self.title)
+        arguments.check_choice(optimizer_state, PLACEMENTS, "optimizer_state", self.title)
+        arguments.check_flag(eval_frozen, "eval_frozen", self.title)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise PlanError(f"{self.title}: seed must be a whole number, got {seed!r}")
         self.stages = stages

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_freeze import reducer
-from lightning_freeze._lightning import LightningModule, Trainer
-from lightning_freeze.callbacks.base import FreezeCallback
-from lightning_freeze.context import Context
+from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.policy import Binding, Row
 from lightning_freeze.errors import PlanError
-from lightning_freeze.plan import Progress
-from lightning_freeze.policy import Binding, Row
-from lightning_freeze.selection import as_patterns
-from lightning_freeze.tasks import describe, names_in, tasks_of
+from lightning_freeze.model.patterns import as_patterns
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.schedule.tasks import describe, names_in, tasks_of
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.callback import FreezeCallback
+from lightning_freeze.trainer.ranks import union
 
 
 class TaskFreeze(FreezeCallback):
@@ -109,7 +109,7 @@ class TaskFreeze(FreezeCallback):
     def _tasks_of_step(self, optimizer: int) -> frozenset[str]:
         if optimizer not in self._agreed:  # asked again for the same update, and by a second update with this batch
             here = self._since.setdefault(optimizer, set(self._seen))
-            there = reducer.union([task in here for task in self.tasks], self._device)
+            there = union([task in here for task in self.tasks], self._device)
             self._agreed[optimizer] = frozenset(task for task, on in zip(self.tasks, there, strict=True) if on)
         return self._agreed[optimizer]
 

@@ -1,0 +1,33 @@
+from lightning_freeze.auditing.violations import Violation as Violation
+from lightning_freeze.auditing.violations import audit as audit
+from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval as BatchNormEval
+from lightning_freeze.callbacks.feature_cache import FeatureCache as FeatureCache
+from lightning_freeze.callbacks.freeze_audit import FreezeAudit as FreezeAudit
+from lightning_freeze.callbacks.freeze_layers import FreezeLayers as FreezeLayers
+from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor as FreezeMonitor
+from lightning_freeze.callbacks.gradual import GradualUnfreeze as GradualUnfreeze
+from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR as LayerAdaptiveLR
+from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR as LayerwiseLR
+from lightning_freeze.callbacks.progressive import ProgressiveFreeze as ProgressiveFreeze
+from lightning_freeze.callbacks.rotating import RotatingUnfreeze as RotatingUnfreeze
+from lightning_freeze.callbacks.task_freeze import TaskFreeze as TaskFreeze
+from lightning_freeze.engine.reconciler import Reconciler as Reconciler
+from lightning_freeze.errors import FreezeError as FreezeError
+from lightning_freeze.errors import FreezeViolation as FreezeViolation
+from lightning_freeze.errors import OptimizerError as OptimizerError
+from lightning_freeze.errors import PatternError as PatternError
+from lightning_freeze.errors import PlanError as PlanError
+from lightning_freeze.errors import ResumeError as ResumeError
+from lightning_freeze.errors import UnsupportedStrategyError as UnsupportedStrategyError
+from lightning_freeze.functional import freeze as freeze
+from lightning_freeze.functional import param_groups as param_groups
+from lightning_freeze.functional import unfreeze as unfreeze
+from lightning_freeze.model.fingerprint import fingerprint as fingerprint
+from lightning_freeze.model.patterns import select as select
+from lightning_freeze.preview.step_cost import Cost as Cost
+from lightning_freeze.preview.step_cost import cost as cost
+from lightning_freeze.schedule.moments import Progress as Progress
+from lightning_freeze.stages.discover import discover_stages as discover_stages
+from lightning_freeze.stages.stage import Stage as Stage
+
+__version__: str

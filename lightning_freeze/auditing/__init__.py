@@ -1,0 +1,1 @@
+"""Proof that frozen is frozen."""

@@ -1,0 +1,76 @@
+"""What policies are bound to: the names of the model, and its stages, which several policies share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.patterns import Patterns, select_names
+from lightning_freeze.stages.discover import discover_stages
+from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage
+
+Discovered = dict[int | None, list[Stage]]  # by the limit of their number
+
+
+class Context:
+    """A model as policies see it while they are bound.
+
+    Args:
+        model: the module that names are of.
+        shared: the stages that the policies of the run offer each other (`LayerwiseLR` counts by those of
+            `GradualUnfreeze`).
+        discovered: what has been discovered in this model before; added to.
+    """
+
+    def __init__(self, model: nn.Module, shared: Sequence[Stages] = (), discovered: Discovered | None = None) -> None:
+        self.model = model
+        self.shared = list(shared)
+        self.index = ModelIndex(model)
+        self._discovered: Discovered = {} if discovered is None else discovered
+
+    def select(self, patterns: Patterns, owner: str) -> list[str]:
+        """Parameter names that the patterns select.
+
+        Raises:
+            PatternError: a pattern matches nothing.
+        """
+        return select_names(self.index, patterns, owner)
+
+    def stages(self, stages: Stages, owner: str) -> list[BoundStage]:
+        """Stages, head first, disjoint: a parameter that several select belongs to the first of them.
+
+        Raises:
+            PatternError: a pattern matches nothing.
+            PlanError: nothing is left of a stage, or two stages have one name.
+        """
+        bound: list[BoundStage] = []
+        taken: set[str] = set()
+        for stage in self._list(stages, owner):
+            chosen = self.select(stage.patterns, f"{owner} stage '{stage.name}'")
+            names = tuple(name for name in chosen if name not in taken)
+            if not names:
+                raise PlanError(
+                    f"{owner} stage '{stage.name}': its patterns {list(stage.patterns)} leave it no parameters"
+                    + (
+                        f", all {len(chosen)} belong to earlier stages.\n  Put the narrower stage first"
+                        if chosen
+                        else ".\n  Look at its `!` patterns"
+                    )
+                )
+            taken.update(names)
+            bound.append(BoundStage(stage.name, tuple(stage.patterns), names))
+        names_of_stages = [stage.name for stage in bound]
+        if twice := {name for name in names_of_stages if names_of_stages.count(name) > 1}:
+            raise PlanError(f"{owner}: several stages are called {sorted(twice)}.\n  Give each Stage a name of its own")
+        return bound
+
+    def _list(self, stages: Stages, owner: str) -> list[Stage]:
+        if not isinstance(stages, str | int):
+            return [as_stage(stage, place, owner) for place, stage in enumerate(stages)]
+        limit = None if isinstance(stages, str) else stages
+        if limit not in self._discovered:
+            self._discovered[limit] = discover_stages(self.model, max_stages=limit)
+        return self._discovered[limit]

@@ -1,0 +1,60 @@
+"""Which factor the rate of each parameter has: by the depth of its stage, or as said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning_freeze.arguments import check_number
+from lightning_freeze.engine.context import Context
+from lightning_freeze.errors import PlanError
+from lightning_freeze.stages.stage import Stages
+
+
+def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, owner: str) -> None:
+    """Refuse factors that freeze, reverse or blow up.
+
+    Raises:
+        PlanError: `decay` is not in (0, 1], or a multiplier is not a finite number greater than 0.
+    """
+    if decay is not None:
+        check_number(decay, "decay", owner)
+    if multipliers is not None and not isinstance(multipliers, Mapping):
+        raise PlanError(f"{owner}: multipliers={multipliers!r} must be a dict, {{'pattern': factor, ...}}")
+    if decay is not None and not 0 < decay <= 1:
+        raise PlanError(f"{owner}: decay must be greater than 0 and at most 1, got {decay}")
+    for pattern, factor in (multipliers or {}).items():
+        check_number(factor, f"the factor of '{pattern}'", owner)
+        if factor <= 0:
+            raise PlanError(
+                f"{owner}: the factor of '{pattern}' must be greater than 0, got {factor}.\n"
+                "  To freeze it, use FreezeLayers"
+            )
+
+
+def rate_factors(
+    context: Context, decay: float | None, multipliers: Mapping[str, float] | None, stages: Stages, owner: str
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Labels and factors of the parameters that have one.
+
+    Args:
+        context: the model.
+        decay: `decay**k` for stage k below the top.
+        multipliers: pattern -> factor, in place of the decay's; a later entry wins.
+        stages: the stages that `decay` counts.
+        owner: who asks, for error messages.
+
+    Raises:
+        FreezeError: a value out of range, or a pattern that matches nothing.
+    """
+    check_rates(decay, multipliers, owner)
+    labels: dict[str, str] = {}
+    factors: dict[str, float] = {}
+    if decay is not None:
+        for depth, stage in enumerate(context.stages(stages, owner)):
+            labels.update(dict.fromkeys(stage.names, stage.name))
+            factors.update(dict.fromkeys(stage.names, decay**depth))
+    for pattern, factor in (multipliers or {}).items():
+        names = context.select(pattern, f"{owner} multipliers")
+        factors.update(dict.fromkeys(names, factor))
+        labels.update({name: pattern for name in names if name not in labels})
+    return labels, factors

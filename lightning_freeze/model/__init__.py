@@ -1,0 +1,1 @@
+"""A model as it is: names, patterns, layers, what is frozen, its bits. Nothing here changes a model."""

@@ -1,0 +1,176 @@
+"""Bit-exact hashes of parameters and buffers: equal hashes, equal bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.patterns import Patterns, resolve
+
+# Elements worked on at a time, a multiple of 8: a hash needs a few times their bytes beside the tensor. On the CPU
+# that is what fits its cache, elsewhere what keeps the number of kernels small.
+_CHUNK, _CHUNK_ELSEWHERE = 1 << 16, 1 << 23
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an integer modulo 2**64."""
+    value %= 1 << 64
+    return value - (1 << 64) if value >> 63 else value
+
+
+# The constants of splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
+_STEP, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def tensor_hash(tensor: Tensor) -> Tensor:
+    """A 64-bit hash of a tensor's bits, their order, its dtype and its shape.
+
+    It does not depend on device, strides or how the tensor came about: word k of its bytes gives output
+    `word + k * step` of splitmix64, and these are summed modulo 2**64, which is the same in any order. Of a sharded
+    tensor (DTensor) the local shard is hashed.
+
+    Args:
+        tensor: any dtype and shape; of a sparse one, indices and values as they are stored.
+
+    Returns:
+        An int64 of shape `()` on the tensor's device, so that hashing many tensors needs no synchronization.
+
+    Raises:
+        PlanError: the tensor is on the meta device and has no values.
+
+    Example:
+        >>> ones = torch.ones(2, 3)
+        >>> bool(tensor_hash(ones) == tensor_hash(torch.ones(3, 2).t()))
+        True
+        >>> bool(tensor_hash(torch.zeros(2)) == tensor_hash(-torch.zeros(2)))
+        False
+    """
+    values = _local(tensor).detach().resolve_conj().resolve_neg()
+    if values.is_meta:
+        raise PlanError(f"a tensor of shape {tuple(values.shape)} on the meta device has no values to hash")
+    kind = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=8)
+    seed = _signed(int.from_bytes(kind.digest(), "little"))
+    total = torch.full((), seed, dtype=torch.int64, device=values.device)
+    if len(parts := parts_of(values)) > 1:
+        hashes = [tensor_hash(part) + _signed(k * _STEP) for k, part in enumerate(parts)]
+        return total + _mix(torch.stack(hashes)).sum()
+    steps, done = torch.empty(0, dtype=torch.int64, device=values.device), 0
+    for words in _words(values):
+        if len(steps) < len(words):
+            steps = torch.arange(len(words), device=values.device).mul_(_STEP)
+        total += _mix(torch.add(words, steps[: len(words)]).add_(_signed(done * _STEP))).sum()
+        done += len(words)
+    return total
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that is on this rank; any other tensor as it is."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that hold its numbers: itself, or indices and values of a sparse one."""
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
+
+
+def _mix(words: Tensor) -> Tensor:
+    """The finalizer of splitmix64, in place: every bit of the result hangs on every bit of the word."""
+    shifted = torch.empty_like(words)
+    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
+        torch.bitwise_right_shift(words, shift, out=shifted)
+        words.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1))  # torch's shift copies the sign
+        if factor is not None:
+            words.mul_(factor)
+    return words
+
+
+def _words(tensor: Tensor) -> Iterator[Tensor]:
+    """The bytes of a tensor in logical order as int64, a chunk at a time; the last word is filled up with zeros."""
+    for piece in _pieces(tensor):
+        # The stride of a single element may be anything, and `contiguous` leaves it.
+        data = piece.reshape(-1).contiguous().as_strided((piece.numel(),), (1,)).view(torch.uint8)
+        if len(data) % 8 or data.storage_offset() % 8:
+            padded = torch.zeros(-(-len(data) // 8) * 8, dtype=torch.uint8, device=data.device)
+            padded[: len(data)] = data
+            data = padded
+        yield data.view(torch.int64)
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Parts of a tensor in logical order, each but the last a multiple of 8 elements, so that no word straddles two."""
+    chunk = _CHUNK if tensor.device.type == "cpu" else _CHUNK_ELSEWHERE
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.reshape(-1), chunk)
+    elif tensor.numel():
+        # Some rows at a time: a copy of the whole could be as large as the model.
+        yield from torch.split(tensor, max(8, chunk * len(tensor) // tensor.numel() // 8 * 8))
+
+
+def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True) -> dict[str, int]:
+    """A 64-bit hash of each selected parameter and buffer: two are equal when they are bit-identical.
+
+    Args:
+        model: any module.
+        patterns: what to hash (see `select`); they also see the names of buffers, so a module stands for its
+            parameters and its buffers.
+        buffers: whether buffers are hashed too.
+
+    Returns:
+        Name -> unsigned hash, parameters first. A tied parameter and a shared buffer are there once. Hashes do not
+        depend on the device; they come to the host in one copy per device.
+
+    Raises:
+        PatternError: a pattern matches nothing.
+        PlanError: a selected tensor is on the meta device.
+
+    Example:
+        >>> model = nn.BatchNorm1d(2)
+        >>> before = fingerprint(model)
+        >>> _ = model(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+        >>> after = fingerprint(model)
+        >>> [name for name in after if after[name] != before[name]]
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    tensors = select_tensors(ModelIndex(model), patterns, "fingerprint", buffers)
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise PlanError(f"fingerprint: '{name}' is on the meta device and has no values to hash")
+    return hashes_of(tensors)
+
+
+def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> unsigned hash; one reduction per tensor on its device, and one copy to the host per device."""
+    hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
+    found: dict[str, int] = {}
+    for device in {value.device for value in hashes.values()}:
+        here = [name for name, value in hashes.items() if value.device == device]
+        found.update(zip(here, torch.stack([hashes[name] for name in here]).tolist(), strict=True))
+    return {name: found[name] % (1 << 64) for name in tensors}
+
+
+def select_tensors(index: ModelIndex, patterns: Patterns, owner: str, buffers: bool = True) -> dict[str, Tensor]:
+    """Name -> parameter or buffer that the patterns select; `owner` opens the error message."""
+    tensors: dict[str, Tensor] = {**index.parameters, **(index.buffers if buffers else {})}
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    leaves = dict(index.leaves)
+    containers = {name: list(under) for name, under in index.containers.items()}
+    for span in index.spans:
+        for leaf, buffer in span.module._buffers.items():
+            if id(buffer) in names:
+                parts = [*filter(None, span.name.split(".")), leaf]
+                leaves[".".join(parts)] = (names[id(buffer)],)
+                for depth in range(1, len(parts)):
+                    containers[".".join(parts[:depth])].append(names[id(buffer)])
+    of = f"the {len(tensors)} parameters and buffers of {index.model_name}"
+    chosen = resolve(patterns, leaves, containers, owner, of)
+    return {name: tensor for name, tensor in tensors.items() if name in chosen}

@@ -1,0 +1,90 @@
+"""Which modules are frozen, given which parameters train."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import accumulate
+
+from lightning_freeze.model.index import ModelIndex
+
+
+class FrozenView:
+    """Which modules are frozen: a module is a range of the pre-order, so two prefix sums tell.
+
+    Modules are given as places in `index.spans`. A view is made once and moved from one trainable set to the next.
+    """
+
+    def __init__(self, index: ModelIndex, trainable: Collection[str]) -> None:
+        self.index = index
+        self._places: dict[str, list[int]] = {}
+        for place, name in enumerate(index.entries):
+            self._places.setdefault(name, []).append(place)
+        self._flags = bytearray(name in trainable for name in index.entries)
+        self._ranges = [
+            (place, span.start, span.stop) for place, span in enumerate(index.spans) if span.stop > span.start
+        ]
+        self._gaps = self._between_owners()
+        self._frozen: list[tuple[int, int, int]] | None = None
+
+    def move(self, unfrozen: Iterable[str], frozen: Iterable[str]) -> None:
+        """Take in what began and what stopped to train."""
+        for names, flag in ((unfrozen, 1), (frozen, 0)):
+            for name in names:
+                for place in self._places[name]:
+                    self._flags[place] = flag
+        self._frozen = None
+
+    def _ranges_frozen(self) -> list[tuple[int, int, int]]:
+        """The modules that have parameters and train none of them, with their ranges."""
+        if self._frozen is None:
+            sums = list(accumulate(self._flags, initial=0))
+            self._frozen = [(place, start, stop) for place, start, stop in self._ranges if sums[start] == sums[stop]]
+        return self._frozen
+
+    def frozen(self, places: Collection[int]) -> set[int]:
+        """Which of these modules train nothing; one without parameters follows the module it lies in."""
+        return set(places) & self._with_subtrees([place for place, _, _ in self._ranges_frozen()])
+
+    def train_nothing(self, places: Collection[int]) -> set[int]:
+        """Which of these modules have no parameter that trains, with none at all among them."""
+        spans = self.index.spans
+        return {place for place in places if not any(self._flags[spans[place].start : spans[place].stop])}
+
+    def frozen_modules(self, mine: Collection[str]) -> set[int]:
+        """Modules to run in eval mode because of the frozen parameters `mine`.
+
+        A module whose parameters are all frozen, some of them mine, with everything under it; and modules
+        without parameters (Dropout) that lie between two such modules in registration order.
+        """
+        sums = list(accumulate([name in mine for name in self.index.entries], initial=0))
+        inside = self._with_subtrees(
+            [place for place, start, stop in self._ranges_frozen() if sums[stop] > sums[start]]
+        )
+        inside.update([place for place, before, after in self._gaps if before in inside and after in inside])
+        return inside
+
+    def _with_subtrees(self, places: Iterable[int]) -> set[int]:
+        """Places, in ascending order, and all that lie under them."""
+        found: set[int] = set()
+        done = 0
+        for place in places:
+            if place >= done:
+                done = self.index.spans[place].end
+                found.update(range(place, done))
+        return found
+
+    def _between_owners(self) -> list[tuple[int, int, int]]:
+        """Each module without parameters, with the modules that own the parameter before and after it."""
+        owner: dict[int, int] = {}
+        for place, span in enumerate(self.index.spans):
+            own = sum(parameter is not None for parameter in span.module._parameters.values())
+            owner.update((entry, place) for entry in range(span.start, span.start + own))
+        gaps = []
+        for place, span in enumerate(self.index.spans):
+            if span.start == span.stop and span.start in owner:
+                before = span.start - 1
+                while before >= 0 and self.index.spans[owner[before]].end > place:  # a position, of a module around it
+                    before -= 1
+                if before >= 0:
+                    gaps.append((place, owner[before], owner[span.start]))
+        return gaps

@@ -1,0 +1,61 @@
+"""Parameters that train and are in no optimizer: which group they join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_freeze.errors import OptimizerError
+from lightning_freeze.optim.state import fresh_optimizer
+
+
+def join(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -> None:
+    """Put a parameter that was in no optimizer into a group, before the split.
+
+    Raises:
+        OptimizerError: the optimizer does not take it, as Muon takes matrices only.
+    """
+    try:
+        fresh_optimizer(optimizer, parameter)
+    except ValueError as error:
+        raise OptimizerError(
+            f"'{name}' is to be trained but is in no optimizer, and {type(optimizer).__name__}, in which its siblings "
+            f"are, refuses it: {error}.\n  Add it to another optimizer in configure_optimizers, or freeze it "
+            "(requires_grad_(False)) before the fit"
+        ) from None
+    target = optimizer.param_groups[group]
+    target["params"].append(parameter)
+    if "param_names" in target:
+        target["param_names"].append(name)
+
+
+def home_of(name: str, homes: Mapping[str, tuple[int, int]], ndims: Mapping[str, int]) -> tuple[int, int]:
+    """The (optimizer, group) that a parameter in no optimizer joins: the one its nearest siblings are in.
+
+    Siblings are the parameters under the same module, then under the module around it, and so on; where these are
+    in several groups, those with as many dimensions decide (weights and biases often go separate ways).
+
+    Args:
+        name: the parameter.
+        homes: parameter -> (optimizer, group) of all that are in one.
+        ndims: parameter -> number of dimensions, of all.
+
+    Raises:
+        OptimizerError: no sibling is in an optimizer, or they are in several groups.
+    """
+    prefix = name
+    while homes:
+        prefix = prefix.rpartition(".")[0]
+        siblings = [other for other in homes if not prefix or other.startswith(f"{prefix}.")]
+        for near in (siblings, [other for other in siblings if (ndims[other] > 1) == (ndims[name] > 1)]):
+            found = {homes[other] for other in near}
+            if len(found) == 1:
+                return found.pop()
+        if siblings or not prefix:
+            break
+    raise OptimizerError(
+        f"'{name}' is to be trained but is in no optimizer, and it is not clear which group it should join: "
+        f"its siblings are in {len(set(homes.values()))} groups.\n  Add it to an optimizer in configure_optimizers"
+    )

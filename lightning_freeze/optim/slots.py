@@ -1,0 +1,55 @@
+"""A slot: one group of an optimizer for a whole fit, and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class Slot:
+    """One group of the optimizer for the whole fit.
+
+    Attributes:
+        name: unique within the optimizer; the stage's name where that is enough.
+        label: the stage, or "" for parameters of none.
+        factor: what the rates of the user's group were multiplied with.
+        origin: index of the user's group that it was split from.
+        names: its parameters, in the order of the user's group, trainable or not.
+        since: optimizer steps done when a parameter last came into the slot while it was empty.
+        counters: what the optimizer had counted in the group when the slot was emptied; None if it never was.
+    """
+
+    name: str
+    label: str
+    factor: float
+    origin: int
+    names: list[str]
+    since: int = 0
+    counters: dict[str, Any] | None = None
+
+
+def name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
+    """Unique names: the stage's, with the user's group and the factor added only where they are needed."""
+    several = len({slot.origin for slot in slots}) > 1
+    for slot in slots:
+        own = given[slot.origin] or (f"pg{slot.origin + 1}" if several else None)
+        own = own and str(own).removeprefix(f"{slot.label}/")  # a name from an earlier fit
+        shared = sum(other.label == slot.label for other in slots) > 1
+        parts = [slot.label or (None if own else "rest"), own if shared or not slot.label else None]
+        slot.name = "/".join(str(part) for part in parts if part)
+    for name in {slot.name for slot in slots}:
+        same = [slot for slot in slots if slot.name == name]
+        if len(same) > 1:
+            for slot in same:
+                slot.name = f"{name}/x{slot.factor:g}"
+    for place, slot in enumerate(slots):
+        if any(slot.name == other.name for other in slots[:place]):
+            slot.name = f"{slot.name}/{place}"
+
+
+Placement = Literal["keep", "drop", "cpu"]
+
+
+PLACEMENTS: tuple[Placement, ...] = ("keep", "cpu", "drop")  # where policies differ, the first of these wins

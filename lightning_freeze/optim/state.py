@@ -1,0 +1,66 @@
+"""The optimizer state of one parameter: set aside, moved to the host and back, made anew."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+# What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
+COUNTERS = ("step", "k", "weight_sum", "lr_max")
+
+
+# The optimizer state of a parameter that left, and for state on the host, the device of each of its tensors before.
+Aside = tuple[dict[str, Any], list[str | None] | None]
+
+
+def fresh_optimizer(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer | None:
+    """An optimizer of the same kind for one parameter; None where its constructor cannot be called like this."""
+    takes = inspect.signature(type(optimizer)).parameters.values()
+    names = {parameter.name for parameter in takes}
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
+    options = {key: value for key, value in optimizer.defaults.items() if any_name or key in names}
+    try:
+        return type(optimizer)([parameter], **options)
+    except TypeError:
+        return None
+
+
+def set_counters(group: dict[str, Any], counters: Mapping[str, Any] | None) -> None:
+    """Put the counters of a group back to what they were; None leaves the group alone."""
+    if counters is not None:
+        for key in COUNTERS:
+            group.pop(key, None)
+        group.update(copy.deepcopy(dict(counters)))
+
+
+def _devices(state: Mapping[str, Any]) -> list[str | None]:
+    return [leaf.device.type if isinstance(leaf, Tensor) else None for leaf in tree_flatten(state)[0]]
+
+
+def to_host(state: dict[str, Any]) -> Aside:
+    """The state in host memory, with the device that each tensor was on."""
+    return tree_map_only(Tensor, Tensor.cpu, state), _devices(state)
+
+
+def from_host(state: dict[str, Any], devices: list[str | None] | None, device: torch.device) -> dict[str, Any]:
+    """State on the device of its parameter again, but counters that were on the host all the time."""
+    if devices is None:
+        return state
+    leaves, spec = tree_flatten(state)
+    moved = [
+        leaf if before is None else leaf.to("cpu" if before == "cpu" else device)
+        for leaf, before in zip(leaves, devices, strict=True)
+    ]
+    return tree_unflatten(moved, spec)  # type: ignore[no-any-return]
+
+
+def aside_record(state: dict[str, Any], devices: list[str | None] | None) -> dict[str, Any]:
+    """What a checkpoint holds of state that was set aside."""
+    return {"state": state, "devices": devices or _devices(state), "on_host": devices is not None}

@@ -1,0 +1,1 @@
+"""A LightningCLI config simulated and costed without being trained."""

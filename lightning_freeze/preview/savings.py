@@ -1,0 +1,197 @@
+"""What each stage of a schedule costs: one real training step of each, relative to training everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_freeze.engine.lean_norm import is_lean, make_lean, make_plain
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.errors import FreezeError, PlanError
+from lightning_freeze.preview import config
+from lightning_freeze.preview.simulation import preview, state_per_element
+from lightning_freeze.preview.step_cost import Cost, cost
+from lightning_freeze.report.rendering import render, size
+
+
+@dataclass
+class Savings:
+    """The costs of a schedule.
+
+    Attributes:
+        model: its name.
+        full: a step that trains what required a gradient before the fit, with nothing held.
+        stages: when, what has been unfrozen, and the cost of a step; one for each state the schedule goes through.
+    """
+
+    model: str
+    full: Cost
+    stages: list[tuple[str, str, Cost]] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The costs, each relative to the full step as well, and the reasons below."""
+        table = Table(title=f"One training step of {self.model}", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("from", "trains", "parameters", "forward", "backward", "kept for\nbackward", "gradients"):
+            table.add_column(heading, justify="left" if heading in ("from", "trains") else "right", overflow="fold")
+        for heading in ("optimizer\nstate", "time"):
+            table.add_column(heading, justify="right")
+        for when, what, found in [*self.stages, ("", "everything", self.full)]:
+            table.add_row(when, what, *self._cells(found))
+        lines = [render(table)]
+        for when, _, found in self.stages:
+            lines += [f"{when}: {reason}." for reason in found.reasons]
+        return "\n".join(lines)
+
+    def _cells(self, found: Cost) -> list[str]:
+        def share(value: float, of: float) -> str:
+            return f"{value / of:.0%}" if of else "-"
+
+        full, states = self.full, (found.state, self.full.state)
+        return [
+            f"{found.trainable:,}\n{share(found.trainable, full.trainable)}",
+            f"{found.forward / 1e9:.2f} GF\n{share(found.forward, full.forward)}",
+            f"{found.backward / 1e9:.2f} GF\n{share(found.backward, full.backward)}",
+            f"{size(found.saved)}\n{share(found.saved, full.saved)}",
+            f"{size(found.gradients)}\n{share(found.gradients, full.gradients)}",
+            "-" if None in states else f"{size(states[0] or 0)}\n{share(states[0] or 0, states[1] or 0)}",
+            f"{1e3 * found.seconds:.1f} ms\n{share(found.seconds, full.seconds)}",
+        ]
+
+
+def savings(
+    files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    data: str | None = None,
+) -> Savings:
+    """Walk through the schedule of a LightningCLI config and run one real step, on the CPU, at each change.
+
+    Args:
+        files: the configs; a later one wins.
+        overrides: further options as on the command line.
+        model: `pkg.mod:Class` of the LightningModule, where the config does not name it.
+        data: the same of the LightningDataModule.
+
+    Raises:
+        FreezeError: whatever the run would fail on.
+    """
+    walk = _Walk()
+    with config.undisturbed(files):
+        preview(files, overrides, model=model, data=data, watch=walk)
+    if walk.found is None:
+        raise PlanError("the run has no training step")
+    return walk.found
+
+
+class _Walk:
+    """Measures whenever something has changed since the last look."""
+
+    def __init__(self) -> None:
+        self.found: Savings | None = None
+        self._batch: Any = None
+        self._last: Any = None
+
+    def __call__(self, trainer: Any, module: Any, run: Reconciler) -> None:
+        state = run.trainable, run.held
+        if state == self._last:
+            return
+        if self.found is None:
+            self._batch = _first_batch(trainer, module)
+            with _everything(run):
+                full = self._cost(module, run)
+            self.found = Savings(run.index.model_name, full)
+        before = self._last[0] if self._last else frozenset()
+        self._last = state
+        when = f"epoch {run.progress.epoch}, step {run.progress.step}"
+        self.found.stages.append((when, _what(run, run.trainable - before), self._cost(module, run)))
+
+    def _cost(self, module: Any, run: Reconciler) -> Cost:
+        found = cost(module, lambda: _loss(module, self._batch))
+        try:
+            found.state = sum(
+                state_per_element(slotted.optimizer, parameter.dtype) * parameter.numel()
+                for slotted in run.optimizers
+                for parameter in slotted.parameters.values()
+                if parameter.requires_grad
+            )
+        except FreezeError:
+            found.state = None
+        return found
+
+
+def _what(run: Reconciler, names: frozenset[str]) -> str:
+    labels = list(dict.fromkeys(run.labels.get(name, "") for name in run.index.parameters if name in names))
+    if not labels:
+        return "less" if names else "the same in other modes"
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return ", ".join(label or "the rest" for label in labels[:3]) + more
+
+
+@contextmanager
+def _everything(run: Reconciler) -> Iterator[None]:
+    """The model as it was before the callbacks: for a while, everything trains and nothing is held."""
+    modules = [span.module for span in run.index.spans]
+    flags = {name: parameter.requires_grad for name, parameter in run.index.parameters.items()}
+    modes, lean = [module.training for module in modules], [module for module in modules if is_lean(module)]
+    try:
+        for name, required in run.before.items():
+            run.index.parameters[name].requires_grad_(required)
+        for place, module in enumerate(modules):
+            module.training = run.training_before(place)
+        _each(lean, make_plain)
+        yield
+    finally:
+        _each(lean, make_lean)
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for name, flag in flags.items():
+            run.index.parameters[name].requires_grad_(flag)
+
+
+def _each(modules: list[nn.Module], function: Callable[[nn.Module], None]) -> None:
+    for module in modules:
+        function(module)
+
+
+def _first_batch(trainer: Any, module: Any) -> Any:
+    source = trainer.datamodule if trainer.datamodule is not None else module
+    loader = source.train_dataloader()
+    try:
+        batch = next(iter(loader))
+    except (StopIteration, TypeError) as error:
+        raise PlanError(f"train_dataloader gives no batch: {error}") from error
+    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        batch = getattr(source, hook)(batch, 0)
+    return batch
+
+
+def _loss(module: Any, batch: Any) -> Tensor:
+    """The loss of a step outside a fit: what it logs goes nowhere."""
+    quiet = {name: lambda *_, **__: None for name in ("log", "log_dict")}
+    before = {name: vars(module).get(name) for name in quiet}
+    vars(module).update(quiet)
+    try:
+        try:
+            out = module.training_step(batch, 0)
+        except TypeError as error:
+            if "positional argument" not in str(error):
+                raise
+            out = module.training_step(batch)
+    finally:
+        for name, own in before.items():
+            vars(module).pop(name) if own is None else vars(module).update({name: own})
+    loss = out["loss"] if isinstance(out, dict) else out
+    if not isinstance(loss, Tensor):
+        raise PlanError(
+            f"training_step returned {type(loss).__name__}, not a loss.\n"
+            "  A step that optimizes by hand cannot be measured"
+        )
+    return loss

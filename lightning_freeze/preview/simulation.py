@@ -1,0 +1,353 @@
+"""A whole schedule before it is run: the real model, optimizers, schedulers and reconciler, without a batch of data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_freeze.auditing.violations import group_violations
+from lightning_freeze.engine.policy import Policy
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.errors import FreezeError, OptimizerError, PlanError
+from lightning_freeze.preview import config
+from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
+from lightning_freeze.report.table import start_table
+from lightning_freeze.report.timeline import Timeline
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.trainer.session import session_of
+from lightning_freeze.trainer.strategies import check_strategy, check_unused
+
+Watch = Callable[[Any, Any, Reconciler], None]
+_SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
+_QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
+    "plugins": None, "profiler": None, "sync_batchnorm": False, "benchmark": None, "deterministic": None,
+    "enable_progress_bar": False, "enable_model_summary": False, "barebones": False,
+}  # fmt: skip
+
+
+@dataclass
+class Preview:
+    """What a run will do.
+
+    Attributes:
+        run: the reconciler, as it is at the end of the run.
+        table: the table that the run prints at its start.
+        timeline: stages by time.
+        epochs: how many the run has.
+        steps: optimizer steps of the run.
+        processes: that the config asks for.
+        bytes_each: of an element of a parameter, as the config's precision has it; None: as in the model.
+        remarks: what had to be assumed.
+    """
+
+    run: Reconciler
+    table: str
+    timeline: Timeline
+    epochs: int = 0
+    steps: int = 0
+    processes: int = 1
+    bytes_each: int | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+def preview(
+    files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    steps_per_epoch: int | None = None,
+    watch: Watch | None = None,
+) -> Preview:
+    """Simulate the fit that a LightningCLI config describes: nothing is trained, no batch is read, no GPU is touched.
+
+    Args:
+        files: the configs; a later one wins.
+        overrides: further options as on the command line.
+        model: `pkg.mod:Class`, where the config does not name it.
+        data: the same of the data module.
+        steps_per_epoch: batches of an epoch, in place of the length of the dataloader, which is not made then.
+        watch: called with trainer, model and reconciler whenever these are as in the real run.
+
+    Raises:
+        FreezeError: whatever the run would fail on.
+    """
+    asked: dict[str, Any] = {}
+    with config.undisturbed(files), config.as_user_error(f"config {', '.join(map(str, files))}"):
+        built = config.build(
+            files, overrides, model=model, data=data, adjust=lambda options: _take_over(options, asked),
+            trainer_class=_trainer_class,
+        )  # fmt: skip
+        return _simulate(built, asked, steps_per_epoch, watch)
+
+
+# ---- a trainer that stands still
+
+
+def _trainer_class(package: Any) -> type:
+    class PreviewTrainer(package.Trainer):  # type: ignore[misc]
+        """A Trainer whose progress is set from outside; user code asks it in configure_optimizers."""
+
+        epoch, steps, batches = 0, 0, 1
+        current_epoch = property(lambda self: self.epoch)
+        global_step = property(lambda self: self.steps)
+        num_training_batches = property(lambda self: self.batches)
+        train_dataloader = property(lambda self: ())  # there is one; so nothing loads it to learn its length
+        callback_metrics = property(lambda self: _Constant())
+
+    return PreviewTrainer
+
+
+class _Constant(Mapping[str, torch.Tensor]):
+    """Metrics that never improve, under any name: a metric trigger fires as early as it can."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.tensor(1.0)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _take_over(options: Any, asked: dict[str, Any]) -> None:
+    """Keep what the config asks for, and let the trainer be one that any machine can make."""
+    asked.update({name: options.get(name) for name in _QUIET})
+    for name, value in _QUIET.items():
+        if name in options:
+            options[name] = value
+
+
+def _check_strategy(asked: Mapping[str, Any], package: str, policies: Sequence[Policy], processes: int) -> None:
+    """Refuse by class what the run refuses: the strategy itself may need what is not installed here."""
+    strategy = asked["strategy"]
+    if isinstance(strategy, str):
+        registry = import_module(f"{package}.strategies").StrategyRegistry
+        if strategy == "auto" or (strategy not in registry and strategy in ("ddp", "fsdp", "deepspeed")):
+            return
+        if strategy not in registry:
+            raise PlanError(f"strategy '{strategy}' is none of Lightning's: {', '.join(sorted(registry))}")
+        cls, arguments = registry[strategy]["strategy"], registry[strategy]["init_params"]
+    elif (path := getattr(strategy, "class_path", None)) is not None:
+        module, _, name = path.rpartition(".")
+        cls, arguments = (
+            getattr(import_module(module), name),
+            {**(strategy.get("init_args") or {}), **(strategy.get("dict_kwargs") or {})},
+        )
+    else:
+        return
+    replicas = arguments.get("data_parallel_size", processes)
+    replicas = asked["num_nodes"] if replicas == "auto" else replicas
+    shape: Any = object.__new__(type(cls.__name__, (cls,), {"distributed_sampler_kwargs": {"num_replicas": replicas}}))
+    shape.kwargs = shape._ddp_kwargs = arguments
+    for policy in policies:
+        check_strategy(shape, policy.title)
+        if policy.idles:
+            check_unused(shape, policy.title)
+
+
+# ---- the simulation
+
+
+def _simulate(
+    built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None, watch: Watch | None
+) -> Preview:
+    trainer, model = built.trainer, built.model
+    package = next(
+        name for name in config.PACKAGES if any(c.__module__.startswith(f"{name}.") for c in type(trainer).__mro__)
+    )
+    policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]
+    if not policies:
+        raise PlanError("no callback of lightning_freeze is in trainer.callbacks, so there is nothing to preview")
+    remarks: list[str] = []
+    processes = _processes(asked, remarks)
+    _check_strategy(asked, package, policies, processes)
+    _prepare(trainer, model, built.data, package, processes, steps_per_epoch)
+    session = session_of(trainer)
+    session.check(trainer, model)
+    trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = import_module(
+        f"{package}.core.optimizer"
+    )._init_optimizers_and_lr_schedulers(model)
+    session.start(trainer, model)
+    run = session.reconciler
+    assert run is not None
+    if any(policy.needs_run_length for policy in policies):
+        trainer.total_steps = session.run_length(trainer)
+    simulation = Simulation(trainer, model, run, remarks)
+    simulation.watch = watch
+    found = simulation.go()
+    found.processes, found.bytes_each = processes, 2 if str(asked["precision"]).endswith("-true") else None
+    if str(asked["precision"]) in ("32-true", "64-true"):
+        found.bytes_each = int(str(asked["precision"])[:2]) // 8
+    return found
+
+
+def _processes(asked: Mapping[str, Any], remarks: list[str]) -> int:
+    devices, nodes = asked["devices"], asked["num_nodes"]
+    if isinstance(devices, list | tuple):
+        devices = len(devices)
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if not isinstance(devices, int) or devices < 1:
+        devices = 1
+        if asked["accelerator"] not in ("cpu", "auto", None):
+            remarks.append("The number of devices is not in the config; one process is assumed.")
+    return devices * (nodes if isinstance(nodes, int) else 1)
+
+
+def _prepare(trainer: Any, model: Any, data: Any, package: str, processes: int, steps_per_epoch: int | None) -> None:
+    """Model, data and trainer know each other, and the trainer knows the length of an epoch."""
+    trainer.state.fn = import_module(f"{package}.trainer.states").TrainerFn.FITTING
+    trainer.strategy.connect(model)
+    trainer._data_connector.attach_data(model, datamodule=data)
+    for one in (data, model):
+        if one is not None and (one is model or steps_per_epoch is None):
+            one.setup(stage="fit")
+    model.configure_model()
+    trainer.batches = batches_of(trainer, model if data is None else data, processes, steps_per_epoch)
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise PlanError("the run has no end (max_epochs=-1).\n  For a preview give it one: --trainer.max_epochs=10")
+
+
+class Simulation:
+    """Walks through a run: epochs, windows of accumulation, schedulers at their interval, validations.
+
+    Args:
+        trainer: a PreviewTrainer.
+        model: its LightningModule.
+        run: the reconciler of its callbacks.
+        remarks: added to.
+    """
+
+    def __init__(self, trainer: Any, model: Any, run: Reconciler, remarks: list[str]) -> None:
+        self.trainer, self.model, self.run, self.remarks = trainer, model, run, remarks
+        self.total = getattr(trainer, "total_steps", None)
+        self.timeline = Timeline()
+        self.schedulers = []
+        for one in trainer.lr_scheduler_configs:
+            if one.reduce_on_plateau:
+                remarks.append(f"{type(one.scheduler).__name__}: its metric is assumed to go on improving.")
+            else:
+                self.schedulers.append(one)
+        if any(getattr(policy, "monitor", None) for policy in run.policies):
+            remarks.append("Metric triggers are shown as early as they can fire: with a metric that never improves.")
+        if not model.automatic_optimization:
+            remarks.append("Manual optimization: every optimizer is assumed to step once per batch.")
+
+    def go(self) -> Preview:
+        trainer = self.trainer
+        planned = trainer.max_steps if trainer.max_steps != -1 else math.inf
+        expected = min(planned, (trainer.max_epochs if trainer.max_epochs != -1 else math.inf) * trainer.batches)
+        self.every = max(1, int(expected) // _SAMPLES)
+        self._reconcile()
+        table = start_table(self.run)
+        self.timeline.begin(self.run, f"{self.run.index.model_name}: {', '.join(_titles(self.run))}")
+        while (trainer.max_epochs == -1 or trainer.epoch < trainer.max_epochs) and trainer.steps < planned:
+            self._epoch(planned)
+            trainer.epoch += 1
+        self.timeline.end = float(self.time)
+        end = Progress(trainer.epoch - 1, trainer.steps, self.total)
+        for policy in self.run.policies if not trainer.fast_dev_run else ():  # it ends early by design
+            for text in policy.warnings(end):
+                raise PlanError(text)
+        return Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
+
+    time = 0.0
+    watch: Watch | None = None
+
+    def _epoch(self, planned: float) -> None:
+        trainer = self.trainer
+        self._sample(self._reconcile(), 0)
+        done = 0
+        windows = steps_per_window(trainer)
+        while done < trainer.batches and trainer.steps < planned:
+            if trainer.steps >= self.run.next_step():
+                self._sample(self._reconcile(), done)
+            elif trainer.steps % self.every == 0:
+                self._sample(False, done)
+            done = min(done + windows, trainer.batches)
+            self._step(done)
+        self.time = trainer.epoch + done / trainer.batches
+        if done == trainer.batches:
+            self._step_schedulers("epoch", trainer.epoch)
+        self._validate()
+
+    def _step(self, batches: int) -> None:
+        self.trainer.steps += len(self.run.optimizers) if not self.model.automatic_optimization else 1
+        for slotted in self.run.optimizers:
+            slotted.steps += 1  # as a StepShaper counts; the optimizer itself never steps
+        self._step_schedulers("step", batches - 1)
+
+    def _step_schedulers(self, interval: str, place: int) -> None:
+        for one in self.schedulers:
+            if self.model.automatic_optimization and one.interval == interval and (place + 1) % one.frequency == 0:
+                self.model.lr_scheduler_step(one.scheduler, None)
+
+    def _validate(self) -> None:
+        trainer = self.trainer
+        every = trainer.check_val_every_n_epoch or 1
+        if not trainer.enable_validation or (trainer.epoch + 1) % every:
+            return
+        interval = trainer.val_check_interval
+        times = max(1, round(1 / interval)) if isinstance(interval, float) and interval > 0 else 1
+        for policy in self.run.policies:
+            for _ in range(times if getattr(policy, "monitor", None) is not None else 0):
+                policy.on_validation_end(trainer, self.model)  # type: ignore[attr-defined]
+
+    def _reconcile(self) -> bool:
+        change = self.run.reconcile(Progress(self.trainer.epoch, self.trainer.steps, self.total))
+        if change or not self.timeline.samples:
+            self._check_groups()
+        return bool(change)
+
+    def _check_groups(self) -> None:
+        optimizers = [slotted.optimizer for slotted in self.run.optimizers]
+        wrong = group_violations(self.run.index, self.run.trainable, optimizers)
+        if wrong:
+            raise OptimizerError(
+                f"'{wrong[0].name}' ({len(wrong)} parameters in all) {wrong[0].found} in epoch {self.trainer.epoch}, "
+                f"step {self.trainer.steps}.\n  Give it to an optimizer in configure_optimizers, or freeze it: "
+                "requires_grad_(False) before the fit, or FreezeLayers"
+            )
+
+    def _sample(self, change: bool, batches: int) -> None:
+        time = self.trainer.epoch + batches / self.trainer.batches
+        self.timeline.add(self.run, time, self.trainer.steps, change=change)
+        if self.watch is not None:
+            self.watch(self.trainer, self.model, self.run)
+
+
+def _titles(run: Reconciler) -> list[str]:
+    return list(dict.fromkeys(policy.title for policy in run.policies))
+
+
+def state_per_element(optimizer: Any, dtype: torch.dtype) -> float:
+    """Bytes of optimizer state per element of a parameter: asked of the optimizer, by a step of a tiny one like it.
+
+    Raises:
+        FreezeError: it cannot be asked, as one with a constructor of its own.
+    """
+    probe = torch.nn.Parameter(torch.zeros(4, 6, dtype=dtype))
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")}
+    try:
+        known = inspect.signature(type(optimizer)).parameters
+        like = type(optimizer)([probe], **{key: value for key, value in optimizer.defaults.items() if key in known})
+        like.param_groups[0].update(options)
+        probe.grad = torch.ones_like(probe)
+        like.step()
+    except Exception as error:
+        raise FreezeError(f"{type(optimizer).__name__} cannot be asked for its state: {error}") from error
+    tensors = [value for value in like.state[probe].values() if isinstance(value, torch.Tensor) and value.dim()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / probe.numel()

@@ -1,0 +1,82 @@
+"""The preview as text: the run's own table, then stages by time with rates, and what each part of the run costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from lightning_freeze.errors import FreezeError
+from lightning_freeze.preview.simulation import Preview, state_per_element
+from lightning_freeze.report.rendering import render, size, value_range
+from lightning_freeze.report.timeline import Sample
+
+_COLUMNS = 8  # more parts of a run than that are shown as so many equal ones
+
+
+def text(found: Preview) -> str:
+    """Everything, for a terminal."""
+    steps = f"{found.epochs} epochs, {found.steps:,} optimizer steps"
+    on = f" on each of {found.processes} processes" if found.processes > 1 else ""
+    optimizers = ", ".join(type(slotted.optimizer).__name__ for slotted in found.run.optimizers)
+    parts = _parts(found)
+    title = f"{steps}{on}, {optimizers}. Highest learning rate of each stage in each part of the run (-: frozen):"
+    table = Table(box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("stage", no_wrap=True)
+    table.add_column("factor", justify="right", no_wrap=True)
+    for part in parts:
+        table.add_column(f"epoch {part[0].time:.3g}\nstep {part[0].step}", justify="right", no_wrap=True)
+    for row, stage in enumerate(found.timeline.stages):
+        table.add_row(stage, _factor(found, stage), *[_rate(part, row) for part in parts])
+    table.add_section()
+    state = _state(found)
+    counts = [max(sample.trainable for sample in part) for part in parts]
+    table.add_row("trainable parameters", "", *[f"{count:,}" for count in counts])
+    table.add_row("share", "", *[f"{count / (found.timeline.parameters or 1):.1%}" for count in counts])
+    table.add_row("gradients", "", *[size(count * _element(found)) for count in counts])
+    table.add_row("optimizer state", "", *["?" if state is None else size(count * state) for count in counts])
+    return "\n".join([found.table, "", title, render(table), *dict.fromkeys(found.remarks)])
+
+
+def _parts(found: Preview) -> list[list[Sample]]:
+    """The samples from one change to the next, or in equal parts of the run where there are many changes."""
+    samples = found.timeline.samples
+    starts = [0, *(place for place, sample in enumerate(samples) if place and sample.change)]
+    if len(starts) > _COLUMNS:
+        first, length = samples[0].time, (found.timeline.end - samples[0].time) / _COLUMNS
+        bounds = [first + part * length for part in range(_COLUMNS)]
+        starts = sorted({next((k for k, one in enumerate(samples) if one.time >= bound), 0) for bound in bounds})
+    return [samples[start:stop] for start, stop in zip(starts, [*starts[1:], len(samples)], strict=True)]
+
+
+def _rate(part: Sequence[Sample], row: int) -> str:
+    rates = [rate for sample in part if (rate := sample.rates[row]) is not None]
+    return f"{max(rates):.2e}" if rates else "-"
+
+
+def _factor(found: Preview, stage: str) -> str:
+    factors = {
+        slot.factor for slotted in found.run.optimizers for slot in slotted.slots if (slot.label or "rest") == stage
+    }
+    return value_range(sorted(factors), ".3g")
+
+
+def _element(found: Preview) -> float:
+    """Bytes of an element of a gradient, on average."""
+    if found.bytes_each is not None:
+        return float(found.bytes_each)
+    parameters = found.run.index.parameters.values()
+    return sum(one.numel() * one.element_size() for one in parameters) / (found.timeline.parameters or 1)
+
+
+def _state(found: Preview) -> float | None:
+    """Bytes of optimizer state per trainable element; None when it is not known."""
+    dtype = next(iter(found.run.index.parameters.values())).dtype
+    try:
+        each = max(state_per_element(slotted.optimizer, dtype) for slotted in found.run.optimizers)
+    except FreezeError as error:
+        found.remarks.append(str(error))
+        return None
+    return each * (found.bytes_each or dtype.itemsize) / dtype.itemsize

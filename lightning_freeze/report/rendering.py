@@ -1,0 +1,41 @@
+"""Text for a terminal: tables without trailing spaces, sizes with units."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+_WIDTH = 130  # at least, and wherever the output is no terminal
+
+
+def show(text: str) -> None:
+    """Print without tearing a progress bar that is on the screen, be it of tqdm or rich."""
+    tqdm.write(text)
+
+
+def value_range(values: Sequence[float], form: str) -> str:
+    """One value, or the first and the last of several, in order."""
+    if not values:
+        return "-"
+    return format(values[0], form) if len(values) == 1 else f"{values[0]:{form}} to {values[-1]:{form}}"
+
+
+def render(table: Table) -> str:
+    """A table as text without trailing spaces."""
+    out = StringIO()
+    Console(file=out, width=max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+
+def size(count: float) -> str:
+    """Bytes with a unit: 1.5 MB is 1,500,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

@@ -1,0 +1,114 @@
+"""What trained when, and how fast: a run in numbers, as the monitor records it and the preview computes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_freeze.engine.reconciler import Reconciler
+
+_SAMPLES = 800  # kept at most; of a longer run every second one, every fourth, ...
+
+
+@dataclass
+class Sample:
+    """The run from `time` until the next sample.
+
+    Attributes:
+        time: in epochs, with the part of an epoch that is over.
+        step: optimizer steps done.
+        rates: learning rate of each stage; None while it is frozen.
+        trainable: parameters that train.
+        change: whether something was unfrozen or frozen here.
+    """
+
+    time: float
+    step: int
+    rates: list[float | None]
+    trainable: int
+    change: bool = False
+
+
+@dataclass
+class Timeline:
+    """Stages by time.
+
+    Attributes:
+        title: what is shown.
+        stages: names, head first.
+        sizes: parameters of each stage.
+        parameters: of the whole model.
+        samples: in order of time.
+        end: where the last sample ends, in epochs.
+        metric: name of the metric in `values`.
+        values: (time, value) of each validation.
+    """
+
+    title: str = ""
+    stages: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    parameters: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    end: float = 0.0
+    metric: str = ""
+    values: list[tuple[float, float]] = field(default_factory=list)
+    thinned: int = 1
+
+    def begin(self, run: Reconciler, title: str) -> None:
+        """Take the stages of a run; what an earlier part of it recorded stays."""
+        self.title, self.stages = title, stage_names(run)
+        members = stage_members(run)
+        sizes = {name: parameter.numel() for name, parameter in run.index.parameters.items()}
+        self.sizes = [sum(sizes[name] for name in members[stage]) for stage in self.stages]
+        self.parameters = sum(sizes.values())
+
+    def add(self, run: Reconciler, time: float, step: int, *, change: bool = False) -> None:
+        """Record how things are from `time` on."""
+        rates = stage_rates(run, run.rates())
+        trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
+        sample = Sample(time, step, [rates[stage] for stage in self.stages], trainable, change)
+        self.end = max(self.end, time)
+        if self.samples and self.samples[-1].time == time:  # a change where a sample was taken just now
+            sample.change |= self.samples.pop().change
+        self.samples.append(sample)
+        if len(self.samples) > _SAMPLES:
+            self.thinned *= 2
+            self.samples = [one for place, one in enumerate(self.samples) if place % 2 == 0 or one.change]
+
+    def record(self) -> dict[str, Any]:
+        """As plain types, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Timeline:
+        """What `record` gave."""
+        samples = [Sample(**sample) for sample in record.get("samples", [])]
+        values = [(time, value) for time, value in record.get("values", [])]
+        return cls(**{**record, "samples": samples, "values": values})
+
+
+def stage_members(run: Reconciler) -> dict[str, list[str]]:
+    """Stage -> its parameters, the stage that trains first in front; those of no stage are 'rest'."""
+    rows = [row.name for policy in run.policies for row in policy.rows(run.progress)]
+    found: dict[str, list[str]] = {name: [] for name in rows if name in run.labels.values()}
+    for name in reversed(run.index.parameters):
+        found.setdefault(run.labels.get(name, "rest"), []).append(name)
+    if "rest" in found and len(found) > 1:
+        found["rest"] = found.pop("rest")  # to the end
+    return {stage: names for stage, names in found.items() if names}
+
+
+def stage_names(run: Reconciler) -> list[str]:
+    """The stages of a run, head first."""
+    return list(stage_members(run))
+
+
+def stage_rates(run: Reconciler, by_slot: list[list[float]]) -> dict[str, float | None]:
+    """Stage -> learning rate, the largest of its slots; None while it is frozen."""
+    rates: dict[str, float | None] = dict.fromkeys(stage_names(run))
+    for slotted, used in zip(run.optimizers, by_slot, strict=True):
+        for slot, group, rate in zip(slotted.slots, slotted.optimizer.param_groups, used, strict=True):
+            label = slot.label or "rest"
+            if group["params"] and label in rates:
+                rates[label] = max(rates[label] or 0.0, rate)
+    return rates

@@ -1,0 +1,125 @@
+"""When stages start: pure arithmetic on the progress of a run. No tensors, no Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from lightning_freeze.arguments import is_number
+from lightning_freeze.errors import PlanError
+
+Unit = Literal["epoch", "step", "fraction"]
+
+# A fraction of a run is turned into a step with this slack, so that 0.7 * 10 steps is step 7 and not step 8.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: zero-based `epoch`, optimizer steps done (`step`), and the steps of the whole run if known."""
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a run, in epochs, in optimizer steps, or as a fraction of all optimizer steps."""
+
+    value: float
+    unit: Unit
+
+    def reached(self, progress: Progress) -> bool:
+        """Whether a run that is at `progress` is at or past this moment."""
+        if self.unit == "epoch":
+            return progress.epoch >= self.value
+        step = self.step(progress.total_steps)
+        return step is not None and progress.step >= step
+
+    def step(self, total_steps: int | None) -> int | None:
+        """The optimizer step of this moment; None for an epoch, or when the length of the run is not known yet."""
+        if self.unit == "step":
+            return int(self.value)
+        if self.unit == "fraction" and (total_steps is not None or self.value == 0):
+            return math.ceil(self.value * (total_steps or 0) - _SLACK)
+        return None
+
+    def text(self, total_steps: int | None = None) -> str:
+        """For tables: `epoch 3`, `step 400`, `40% (step 400)`."""
+        if self.unit != "fraction":
+            return f"{self.unit} {self.value:g}"
+        step = self.step(total_steps)
+        return f"{self.value:.0%}" + ("" if step is None else f" (step {step})")
+
+
+def count_started(moments: Sequence[Moment], progress: Progress) -> int:
+    """How many of the moments, in order, a run has reached: stages start one after the other."""
+    return next((k for k, moment in enumerate(moments) if not moment.reached(progress)), len(moments))
+
+
+def every(interval: int, unit: Unit, stages: int) -> list[Moment]:
+    """One stage each `interval` epochs or optimizer steps, the first at 0."""
+    return [Moment(k * interval, unit) for k in range(stages)]
+
+
+def at(starts: Sequence[int | float], stages: int, owner: str) -> list[Moment]:
+    """The starts a user wrote down; `check_starts` has seen them in the constructor.
+
+    Raises:
+        PlanError: there are more or fewer starts than stages.
+    """
+    if len(starts) != stages:
+        raise PlanError(
+            f"{owner}: at={list(starts)} has {len(starts)} starts for {stages} stages.\n"
+            "  Give one start per stage, the first 0"
+        )
+    unit: Unit = "fraction" if any(isinstance(start, float) for start in starts) else "epoch"
+    return [Moment(start, unit) for start in starts]
+
+
+def check_starts(starts: Sequence[int | float], owner: str) -> None:
+    """Refuse starts that cannot work whatever the stages are.
+
+    Raises:
+        PlanError: empty, not numbers, not starting at 0, decreasing, or fractions beyond 1.
+    """
+    if not starts or any(isinstance(start, bool) or not isinstance(start, int | float) for start in starts):
+        raise PlanError(f"{owner}: at={starts!r} must be a list of numbers, one start per stage")
+    if starts[0] != 0:
+        raise PlanError(f"{owner}: at={list(starts)} must begin with 0: the first stage trains from the start")
+    if not all(earlier <= later for earlier, later in pairwise(starts)):
+        raise PlanError(f"{owner}: at={list(starts)} must not decrease")
+    if any(isinstance(start, float) for start in starts) and starts[-1] > 1:
+        raise PlanError(
+            f"{owner}: at={list(starts)} holds a float, so all of it are fractions of the run, and {starts[-1]} is "
+            "beyond its end.\n  Use integers for epochs, or fractions between 0 and 1"
+        )
+
+
+def spread(curve: str, span: Sequence[float], stages: int) -> list[Moment]:
+    """Stages spread over a part of the run: stage k starts where `k / stages` of them should have started.
+
+    `linear` gives each stage an equal share of the span; `cosine` follows (1 - cos(pi t)) / 2: slow at both ends,
+    fast in the middle. The first stage always starts at 0.
+    """
+    start, stop = span
+
+    def place(share: float) -> float:
+        return share if curve == "linear" else math.acos(1 - 2 * share) / math.pi
+
+    return [Moment(0.0 if k == 0 else start + (stop - start) * place(k / stages), "fraction") for k in range(stages)]
+
+
+def check_span(span: Sequence[float], owner: str) -> None:
+    """Refuse a span that is no pair of fractions in order.
+
+    Raises:
+        PlanError: it is not `0 <= start < stop <= 1`.
+    """
+    pair = isinstance(span, Sequence) and len(span) == 2 and all(map(is_number, span))
+    if not pair or not 0 <= span[0] < span[1] <= 1:
+        raise PlanError(f"{owner}: span={span!r} must be a pair of fractions of the run, 0 <= start < stop <= 1")

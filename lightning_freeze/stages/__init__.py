@@ -1,0 +1,1 @@
+"""A model cut into stages, head first: named by the user or discovered."""

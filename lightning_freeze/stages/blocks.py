@@ -1,0 +1,224 @@
+"""The units of a model, in order of use: the blocks that repeat, and the layers between them.
+
+A model is a tree of modules. From the root down, a module is either *opened*, and its children are looked at one by
+one, or it is a *unit*. Opened are containers of blocks; a block that repeats, a single layer and a small module
+stay whole. The rules are in `_Tree.opens`; they look at structure and at the order of use, never at names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+from torch import nn
+
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.stages.units import Unit, union
+from lightning_freeze.stages.usage import Usage
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# Children of one class that make a module a container of blocks, list or not.
+_MANY = 4
+# A list of single layers is opened when it holds this share of the model: a deep stem or a small head stays whole.
+_SMALL_LIST = 0.02
+# A module with this share of the model is opened when it is the only one of its class, and is a container of blocks
+# when two of them follow one another in it.
+_LARGE = 0.25
+
+
+@dataclass(eq=False)
+class _Node:
+    """A module with the parameter slots that are at home in it; a tied parameter is at home in one place."""
+
+    name: str
+    module: nn.Module
+    slots: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
+    children: list[_Node] = field(default_factory=list)
+    shapes: frozenset[tuple[str, tuple[int, ...]]] = frozenset()
+    unit: Unit = field(init=False)
+
+    @property
+    def is_plain_list(self) -> bool:
+        """A list as it comes with torch: it has no class of its own, so it does not say what it is."""
+        return _class_of(self.module) in _LISTS
+
+    @cached_property
+    def blocks(self) -> list[_Node]:
+        """Children that are more than one layer."""
+        return [child for child in self.children if child.children and child.unit.weights > 1]
+
+
+class _Tree:
+    """The modules of a model, and the rules that tell a block from a container of blocks."""
+
+    def __init__(self, index: ModelIndex, usage: Usage) -> None:
+        self.index, self.usage = index, usage
+        self.bit = {name: 1 << place for place, name in enumerate(index.parameters, start=1)}
+        self.classes = Counter(map(_class_of, {id(span.module): span.module for span in index.spans}.values()))
+        self.root = self._build()
+
+    def _build(self) -> _Node:
+        nodes = {name: _Node(name, span.module) for name, span in self.index.modules.items()}
+        homes = set(_homes(self.index, self.usage).values())
+        for slot in filter(homes.__contains__, self.index.aliases):
+            owner = slot.rpartition(".")[0]
+            nodes[owner].own.append(slot)
+            for name in _with_ancestors(owner):
+                nodes[name].slots.append(slot)
+        for name, node in nodes.items():
+            node.unit = self._unit(name or self.index.model_name, node.slots)
+            node.shapes = frozenset((slot[len(name) :], self._shape(slot)) for slot in node.slots)
+            if name and node.slots:
+                nodes[name.rpartition(".")[0]].children.append(node)
+        return nodes[""]
+
+    def _shape(self, slot: str) -> tuple[int, ...]:
+        return tuple(self.index.parameters[self.index.aliases[slot]].shape)
+
+    def _is_matrix(self, slot: str) -> bool:
+        """Whether a parameter is the weight of a layer, and not a norm's, a scale of shape (1, 1, C) or a token."""
+        name, shape = self.index.aliases[slot], self._shape(slot)
+        if name in self.usage.weights or name in self.usage.tokens:
+            return len(shape) > 1 and name in self.usage.weights
+        return len(shape) == 2 or sum(size > 1 for size in shape) > 1
+
+    def _unit(self, label: str, slots: Sequence[str]) -> Unit:
+        names = tuple(self.index.aliases[slot] for slot in slots)
+        matrices = [self._shape(slot) for slot in slots if self._is_matrix(slot)]
+        bits = union(self.bit[name] for name in names)
+        times = [self.usage.first[name] for name in names if name in self.usage.first]
+        return Unit(
+            labels=(label,),
+            names=names,
+            size=sum(self.index.parameters[name].numel() for name in names),
+            first=min(times, default=math.inf),
+            last=max(times, default=math.inf),
+            bits=bits,
+            inputs=union(self.usage.inputs.get(name, 0) for name in names) & ~bits,
+            weights=len(matrices),
+            width=(matrices[0][1], matrices[0][0]) if len(matrices) == 1 and len(matrices[0]) == 2 else None,
+        )
+
+    def opens(self, node: _Node, parent: _Node) -> bool:
+        """Whether a module is a container, to be looked into, and not a unit."""
+        layers = [child for child in node.children if child.unit.weights]
+        if node.unit.weights < 2 or not layers or self._is_repeat(node, parent):
+            return False
+        share = node.unit.size / max(self.root.unit.size, 1)
+        if self._has_stack(node, 2 if share >= _LARGE else _MANY):
+            return True
+        if self._parallel(layers):
+            return False
+        if node.is_plain_list:
+            solid = not all(map(self._is_separable, node.blocks))
+            return solid or (share >= _SMALL_LIST and not self._is_written_out(node, parent))
+        return share >= _LARGE and self.classes[_class_of(node.module)] == 1 and not self._is_looped(node)
+
+    def _is_repeat(self, node: _Node, parent: _Node) -> bool:
+        """A block follows, or is followed by, a sibling of its class with mostly the same shapes."""
+        alike = [child for child in parent.children if _class_of(child.module) is _class_of(node.module)]
+        if node.is_plain_list or not (isinstance(parent.module, _LISTS) or len(alike) >= _MANY):
+            return False
+        place = alike.index(node)
+        return any(
+            2 * len(node.shapes & other.shapes) > max(len(node.shapes), len(other.shapes))
+            and not self._parallel([node, other])
+            for other in (*alike[max(place - 1, 0) : place], *alike[place + 1 : place + 2])
+        )
+
+    def _is_looped(self, node: _Node) -> bool:
+        """One block that stands for many: the forward runs it on its own output."""
+        return id(node.module) in self.usage.looped
+
+    def _is_written_out(self, node: _Node, parent: _Node) -> bool:
+        """A block without a class of its own: one of several `Sequential` of single layers, as in a small U-Net."""
+        alike = [child for child in parent.blocks if _class_of(child.module) is nn.Sequential and not child.blocks]
+        return node in alike and len(alike) >= _MANY
+
+    def _has_stack(self, node: _Node, enough: int) -> bool:
+        """Whether blocks follow one another in this module, or in one below it that is no block itself.
+
+        Two in a list do when they are of one class; otherwise it takes `enough` of them: of one class outside of a
+        list, of any class in a list.
+        """
+        blocks = node.blocks
+        classes = Counter(_class_of(child.module) for child in blocks)
+        many = max(classes.values(), default=0) >= enough
+        listed = isinstance(node.module, _LISTS) and len(blocks) > 1 and (len(classes) == 1 or len(blocks) >= enough)
+        if self._parallel(blocks):
+            if enough == _MANY:  # branches of a block; a module that holds much of the model may be two networks
+                return False
+        elif (many or listed) and not all(map(self._is_separable, blocks)):
+            return True
+        return any(self._has_stack(child, enough) for child in blocks if not self._is_repeat(child, node))
+
+    def _is_separable(self, node: _Node) -> bool:
+        """One convolution in two steps, depthwise and pointwise: no more a block than a plain convolution."""
+        shapes = [self._shape(slot) for slot in node.slots if self._is_matrix(slot)]
+        return len(shapes) == 2 and any(len(shape) > 2 and shape[1] == 1 for shape in shapes)
+
+    def _parallel(self, nodes: Sequence[_Node]) -> bool:
+        """Whether modules all work side by side. One that the forward left out (an expert, another task's head) is no
+        link of a chain either.
+        """
+        units = sorted((node.unit for node in nodes), key=lambda unit: unit.first)
+        if not units or units[0].first == math.inf:
+            return len(units) > 1 and all(unit.apart(after) for unit, after in pairwise(units))
+        return len(units) > 1 and all(after.first == math.inf or unit.apart(after) for unit, after in pairwise(units))
+
+    def units(self, node: _Node) -> Iterator[Unit]:
+        """The units under an opened module, in order of registration."""
+        for slot in node.own:
+            unit = self._unit(slot, [slot])
+            yield unit if unit.names[0] in self.usage.weights else replace(unit, weights=0)
+        single = isinstance(node.module, _LISTS) and not node.blocks
+        for child in node.children:
+            if self.opens(child, node):
+                yield from self.units(child)
+            else:
+                known = not child.is_plain_list and self.classes[_class_of(child.module)] > 1
+                again = known or self._is_looped(child) or self._is_written_out(child, node)
+                repeats = child.unit.weights > 1 and again
+                yield replace(child.unit, repeats=repeats, listed=single)
+
+
+def _class_of(module: nn.Module) -> type:
+    """The class a user would name: FSDP2 puts one of its own before it."""
+    return next(cls for cls in type(module).__mro__ if not cls.__name__.startswith("FSDP"))
+
+
+def _homes(index: ModelIndex, usage: Usage) -> dict[str, str]:
+    """Canonical name -> the one of its names that belongs to the module called first."""
+    calls = {name: usage.calls.get(id(span.module), math.inf) for name, span in index.modules.items()}
+    homes: dict[str, str] = {}
+    for slot, canonical in index.aliases.items():
+        home = homes.setdefault(canonical, slot)
+        if calls[slot.rpartition(".")[0]] < calls[home.rpartition(".")[0]]:
+            homes[canonical] = slot
+    return homes
+
+
+def _with_ancestors(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+def ordered_units(index: ModelIndex, usage: Usage) -> list[Unit]:
+    """The units of a model in order of use, input first; one that was not used follows its neighbour of registration.
+
+    Without a forward that is the order of registration.
+    """
+    tree = _Tree(index, usage)
+    found = list(tree.units(tree.root))
+    keys, last = [], -1.0
+    for place, unit in enumerate(found):
+        last = unit.first if unit.first < math.inf else last
+        keys.append((last, place))
+    return [unit for _, unit in sorted(zip(keys, found, strict=True), key=lambda pair: pair[0])]

@@ -1,0 +1,89 @@
+"""Stages of a model without a list by hand: from the head to the input, each parameter in exactly one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.model.index import ModelIndex, check_initialized
+from lightning_freeze.stages.blocks import ordered_units
+from lightning_freeze.stages.patterns_for import patterns_for
+from lightning_freeze.stages.stage import Stage
+from lightning_freeze.stages.units import Unit, balance, join
+from lightning_freeze.stages.usage import Usage, record_usage
+
+MAX_STAGES = 40
+# What some logger refuses in the name of a metric.
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def discover_stages(model: nn.Module, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
+    """The stages of a model, head first; every parameter is in exactly one.
+
+    Parameters are ordered by when one forward first uses them. Repeated blocks become stages of their own, small
+    neighbours join a block, tokens and positions owned by a parent join the stem, heads that work side by side share
+    a stage, and a tied parameter belongs to the stage nearest the input.
+
+    Args:
+        model: any module. The forward runs in eval mode without gradients and leaves no trace: modes, buffers and
+            random state are restored.
+        example_input: a tensor (one argument), a tuple or list (positional arguments) or a dict (keyword arguments);
+            None takes `model.example_input_array`, and without one the order of registration.
+        max_stages: at most so many stages (40 when None): neighbours are merged to balance parameter counts; from
+            three stages on, the head stays alone.
+
+    Raises:
+        PlanError: the forward raised, a parameter is not initialized, or `max_stages` is below 1.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+        >>> for stage in discover_stages(model, torch.zeros(1, 3, 8, 8)):
+        ...     print(stage.name, stage.patterns)
+        3 ['3']
+        0 ['0', '1']
+    """
+    return stages_of(ModelIndex(model), example_input, max_stages)
+
+
+def stages_of(index: ModelIndex, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
+    """`discover_stages` on an index that is already there."""
+    if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int) or max_stages < 1):
+        raise PlanError(f"discover_stages: max_stages must be a whole number of at least 1, got {max_stages!r}")
+    check_initialized(index, "discover_stages")
+    if not index.parameters:
+        return []
+    units = join(ordered_units(index, _usage(index, example_input)))
+    units = balance(units, min(max_stages or MAX_STAGES, MAX_STAGES))
+    patterns = [patterns_for(index, unit.names) for unit in units]
+    return [Stage(*named) for named in zip(_names(units, patterns, index), patterns, strict=True)][::-1]
+
+
+def _usage(index: ModelIndex, example_input: object) -> Usage:
+    if example_input is not None:
+        return record_usage(index, example_input)
+    attribute = getattr(index.modules[""].module, "example_input_array", None)
+    return Usage() if attribute is None else record_usage(index, attribute, "model.example_input_array")
+
+
+def _names(units: Sequence[Unit], patterns: Sequence[Sequence[str]], index: ModelIndex) -> list[str]:
+    """A name for each: its one module, or its first and last; unique, and made of what metric names may hold."""
+    names: list[str] = []
+    for unit, listed in zip(units, patterns, strict=True):
+        whole = len(listed) == 1 and listed[0] in index.modules
+        name = _UNFIT.sub("_", listed[0] if whole else _range(unit.labels))
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names if len(names) > 1 else [type(index.modules[""].module).__name__]
+
+
+def _range(labels: Sequence[str]) -> str:
+    """`model.layer3.4..layer4.0`: the first and the last, without repeating what they have in common."""
+    first, last = labels[0].split("."), labels[-1].split(".")
+    shared = next((k for k, (a, b) in enumerate(zip(first[:-1], last[:-1], strict=False)) if a != b), None)
+    common = min(len(first), len(last)) - 1 if shared is None else shared
+    return labels[0] if first == last else f"{labels[0]}..{'.'.join(last[common:])}"

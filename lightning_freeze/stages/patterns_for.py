@@ -1,0 +1,70 @@
+"""Parameter names to patterns: the inverse of `select`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from itertools import chain
+
+from lightning_freeze.model.index import ModelIndex
+
+_SPECIAL = re.compile(r"!|re:|.*[*?\[]", re.DOTALL)
+
+
+def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:
+    """A short list of patterns that selects exactly these parameters, in order of registration.
+
+    Whole modules where possible; `!` only where it makes the list half as long or shorter.
+
+    Args:
+        index: the model.
+        names: canonical names of parameters.
+
+    Example:
+        >>> from torch import nn
+        >>> index = ModelIndex(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abcdefg"}))
+        >>> patterns_for(index, ["a.weight", "a.bias", "b.weight"])
+        ['a', 'b.weight']
+        >>> patterns_for(index, [name for name in index.parameters if name != "d.bias"])
+        ['*', '!d.bias']
+    """
+    return _Cover(index, names).best("")
+
+
+class _Cover:
+    """Patterns from the root down. A tied parameter has several places and is covered once."""
+
+    def __init__(self, index: ModelIndex, names: Iterable[str]) -> None:
+        self.index, self.chosen = index, set(names)
+        self.covered: set[str] = set()
+
+    def best(self, module: str, negate: bool = True) -> list[str]:
+        """Patterns for what is chosen under a module and not covered yet."""
+        under = set(self.index.under(module))
+        wanted = (under & self.chosen) - self.covered
+        if not wanted:
+            return []
+        plain = [_whole(module)] if under <= self.chosen else self._parts(module, negate)
+        self.covered |= wanted
+        if negate and len(plain) > 3:
+            rest = _Cover(self.index, under - self.chosen).best(module, negate=False)
+            if 2 * (1 + len(rest)) <= len(plain):
+                return [_whole(module), *(f"!{pattern}" for pattern in rest)]
+        return plain
+
+    def _parts(self, module: str, negate: bool) -> list[str]:
+        slots, children = self.index.inside[module]
+        own = [slot for slot in slots if self.index.aliases[slot] in self.chosen - self.covered]
+        return [*map(_exact, own), *chain.from_iterable(self.best(child, negate) for child in children)]
+
+
+def _whole(module: str) -> str:
+    """The pattern of all parameters under a module."""
+    if not module:
+        return "*"
+    return f"re:{re.escape(module)}\\..*" if _SPECIAL.match(module) else module
+
+
+def _exact(parameter: str) -> str:
+    """The pattern of one parameter, also when its name would read as something else."""
+    return f"re:{re.escape(parameter)}" if _SPECIAL.match(parameter) else parameter

@@ -1,0 +1,192 @@
+"""One forward, watched: when each parameter is first used, and what of the model has gone into its input.
+
+A `TorchFunctionMode` sees what module hooks miss: parameters owned by the root, functional use, tied weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.model.dry_run import copied_for, dry_run, tensors_in
+from lightning_freeze.model.index import ModelIndex
+
+# Bit 0 of a mask: the tensor comes from the example input. Bit k + 1: parameter k went into it.
+FROM_INPUT = 1
+_PRODUCTS = {
+    "linear",
+    "matmul",
+    "__matmul__",
+    "__rmatmul__",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "tensordot",
+    "t",
+}
+_CONVOLUTIONS = {f"conv{transposed}{rank}d" for transposed in ("", "_transpose") for rank in (1, 2, 3)}
+_CONTRACTIONS = _PRODUCTS | _CONVOLUTIONS | {"bilinear", "embedding", "embedding_bag"}
+_SUMS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
+_ADDITIONS = _SUMS | {"cat", "concat", "stack", "expand", "expand_as", "repeat", "repeat_interleave", "tile"}
+
+
+@dataclass
+class Usage:
+    """What one forward showed; all of it empty when there was none.
+
+    Attributes:
+        first: parameter name -> when it first met a torch function, on the same clock as `calls`.
+        inputs: parameter name -> mask of what had gone into the data that it first met.
+        weights: parameters that were first used in a matrix product, a convolution or a lookup.
+        tokens: parameters that were first added or put beside the data: positions and class tokens.
+        calls: id of a module -> when it was first called.
+        looped: ids of modules that ran again on what they had made before: the layer of ALBERT, the update of RAFT.
+    """
+
+    first: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
+    calls: dict[int, int] = field(default_factory=dict)
+    looped: set[int] = field(default_factory=set)
+
+
+class _Watch(TorchFunctionMode):
+    """Fill a `Usage`: order of use, and masks that follow the data from function to function."""
+
+    def __init__(self, index: ModelIndex) -> None:
+        super().__init__()
+        self.index, self.usage, self.clock = index, Usage(), itertools.count()
+        self.names = list(index.parameters)
+        self.masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
+        for bit, parameter in enumerate(index.parameters.values(), start=1):
+            self.masks[parameter] = 1 << bit
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        outputs = list(tensors_in(args[0] if name == "__setitem__" else result))
+        # Reading a size or a dtype is no use, and neither is making a new tensor like another.
+        if outputs and not name.startswith("new_") and not name.endswith("_like"):
+            self._follow(name, list(tensors_in((args, kwargs))), outputs)
+        return result
+
+    def _follow(self, function: str, arguments: list[Tensor], outputs: list[Tensor]) -> None:
+        data = weights = 0
+        for tensor in arguments:
+            mask = self.masks.get(tensor, 0)
+            if mask & FROM_INPUT:
+                data |= mask
+            else:
+                weights |= mask
+            if mask and isinstance(tensor, nn.Parameter):
+                self._note(self.index.name_of(tensor), function)
+        if data:
+            # What is added to the data (a position) stands beside what went before; it does not work on it.
+            origin = FROM_INPUT if function in _ADDITIONS else data
+            for bit in _bits(weights):
+                self.usage.inputs.setdefault(self.names[bit - 1], origin)
+        if data | weights:
+            for tensor in outputs:
+                self._mark(tensor, data | weights)
+
+    def _mark(self, tensor: Tensor, mask: int) -> None:
+        if not isinstance(tensor, nn.Parameter):
+            self.masks[tensor] = mask
+        if tensor._base is not None:  # written through a view, as in `batch[0].copy_(image)`
+            self._mark(tensor._base, mask | self.masks.get(tensor._base, 0))
+
+    def _note(self, name: str | None, function: str) -> None:
+        if name is not None and name not in self.usage.first:
+            self.usage.first[name] = next(self.clock)
+            if function in _CONTRACTIONS:
+                self.usage.weights.add(name)
+            elif function in _ADDITIONS:
+                self.usage.tokens.add(name)
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Note when each module is first called, and whether its second call works on what came out of the first."""
+        again: set[int] = set()
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if id(module) not in self.usage.calls:
+                self.usage.calls[id(module)] = next(self.clock)
+            elif id(module) not in again:
+                again.add(id(module))
+                own = [self.masks.get(parameter, 0) for parameter in module.parameters()]
+                if any(self.masks.get(tensor, 0) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
+                    self.usage.looped.add(id(module))
+
+        modules = [module for module in self.index.modules[""].module.modules() if not isinstance(module, ScriptModule)]
+        handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
+
+
+def record_usage(index: ModelIndex, example_input: object, source: str = "example_input") -> Usage:
+    """Run the model once (see `dry_run`) and report how it used its parameters.
+
+    Args:
+        index: the model. Its outermost wrappers (DDP, `torch.compile`) are left out of the forward.
+        example_input: a tensor is the one argument, a tuple or list holds positional arguments, a dict keyword
+            arguments. What runs is a copy on the device of the model, and in its floating point dtype.
+        source: where the input came from, for the error message.
+
+    Raises:
+        PlanError: the forward raised.
+    """
+    arguments, watch = copied_for(index, example_input), _Watch(index)
+    for tensor in tensors_in(arguments):
+        watch.masks[tensor] = FROM_INPUT
+    try:
+        with watch.calls(), watch:
+            dry_run(index.modules[""].module, arguments)
+    except Exception as error:
+        raise PlanError(_forward_failed(index, error, arguments, source)) from error
+    _fill_from_calls(index, watch.usage)
+    return watch.usage
+
+
+def _fill_from_calls(index: ModelIndex, usage: Usage) -> None:
+    """A called module of whose parameters none was seen (FSDP2 runs with others in their place): its call counts."""
+    for name, (slots, _) in index.inside.items():
+        own = [index.aliases[slot] for slot in slots]
+        call = usage.calls.get(id(index.modules[name].module))
+        if call is not None and not any(canonical in usage.first for canonical in own):
+            usage.first.update(dict.fromkeys(own, call))
+
+
+def _forward_failed(index: ModelIndex, error: Exception, arguments: object, source: str) -> str:
+    shapes = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(arguments)] or [repr(arguments)[:80]]
+    said = str(error).strip().splitlines()[:1]
+    return (
+        f"discover_stages: the forward of {type(index.modules[''].module).__name__}, run once to see the order of its "
+        f"layers, raised {': '.join([type(error).__name__, *said])}\n"
+        f"  Input: {', '.join(shapes)}, from {source}\n"
+        "  Pass an example_input that forward accepts (a tensor is one argument, a tuple positional arguments, a dict "
+        "keyword arguments),\n  or none (and example_input_array = None): then stages follow the order of registration"
+    )

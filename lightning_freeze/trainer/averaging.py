@@ -1,0 +1,76 @@
+"""Lightning's averages of weights, SWA and EMA, leave alone what is frozen.
+
+At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them
+anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance
+for the length of a fit, and what is frozen at that moment is put back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.model.index import buffers_of, tensors_of
+
+# The methods that write parameters or buffers of the model, apart from a swap that is undone.
+_METHODS = ("transfer_weights", "reset_batch_norm_and_save_state", "_copy_average_to_current")
+
+
+def guard(callbacks: Sequence[Any], run: Reconciler) -> None:
+    """Let averages beside us write only what trains, until `release`.
+
+    Args:
+        callbacks: all of the Trainer.
+        run: of the fit that is running.
+    """
+    for callback in _averages(callbacks):
+        for method in _METHODS:
+            if hasattr(type(callback), method):
+                setattr(callback, method, partial(_guarded, callback, method, run))
+
+
+def release(callbacks: Sequence[Any]) -> None:
+    """Leave averages as they were before `guard`."""
+    for callback in _averages(callbacks):
+        for method in _METHODS:
+            vars(callback).pop(method, None)
+
+
+def _averages(callbacks: Sequence[Any]) -> list[Any]:
+    kinds = {"StochasticWeightAveraging", "WeightAveraging"}
+    return [one for one in callbacks if kinds & {cls.__name__ for cls in type(one).__mro__}]
+
+
+def _guarded(callback: Any, method: str, run: Reconciler, *args: Any) -> Any:
+    original = getattr(type(callback), method)
+    bound = args if isinstance(_as_defined(type(callback), method), staticmethod) else (callback, *args)
+    with _kept(run):
+        result = original(*bound)
+        for place in run.held:  # SWA would fill their statistics anew
+            module: Any = run.index.spans[place].module
+            momenta = getattr(callback, "momenta", {})
+            if module in momenta:
+                module.momentum = momenta.pop(module)
+    return result
+
+
+def _as_defined(cls: type, method: str) -> Any:
+    """The attribute as its class has it: a staticmethod stays one."""
+    return next(vars(base)[method] for base in cls.__mro__ if method in vars(base))
+
+
+@contextmanager
+def _kept(run: Reconciler) -> Iterator[None]:
+    """Put frozen parameters, and the buffers of held modules, back to the bits they have now."""
+    index = run.index
+    names = [name for name in index.parameters if name not in run.trainable] + buffers_of(index, run.held)
+    before = {name: tensor.detach().clone() for name, tensor in tensors_of(index, names).items()}
+    yield
+    with torch.no_grad():
+        for name, tensor in tensors_of(index, names).items():
+            tensor.copy_(before[name])

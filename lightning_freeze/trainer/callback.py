@@ -1,0 +1,60 @@
+"""What all callbacks of this package share: each hook passes on to the session of the fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_freeze.engine.policy import Policy
+from lightning_freeze.trainer._lightning import Callback, LightningModule, Trainer
+from lightning_freeze.trainer.session import last_session, session_of
+
+
+class FreezeCallback(Policy, Callback):
+    """A policy in a Trainer. Subclasses say what they want; no hook of theirs touches a parameter.
+
+    Any of the policies may be the first to be called at a moment, and acts for all of them: their order in the
+    list of callbacks does not matter.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            session_of(trainer).check(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        session_of(trainer).start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # on_train_epoch_start is skipped for the first epoch after a resume from within an epoch
+        session_of(trainer).reconcile(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        session_of(trainer).reconcile(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        session = session_of(trainer)
+        if session.next_step < float("inf") and session.step_is_due(trainer, batch_idx):
+            session.reconcile(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        session_of(trainer).before_update(optimizer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        session_of(trainer).finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if (session := last_session(trainer)) is not None:
+            session.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and (session := last_session(trainer)) is not None:
+            session.close()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (session := last_session(trainer)) is not None:
+            session.save(trainer, checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":  # validate, test and predict load checkpoints too
+            session_of(trainer).load(checkpoint)

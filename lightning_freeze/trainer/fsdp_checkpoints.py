@@ -1,0 +1,65 @@
+"""Strategies that load a checkpoint themselves, after `on_fit_start`: FSDP and FSDP2.
+
+They leave the optimizer's state to torch, which takes no empty group, and which loads the state of what requires a
+gradient at that moment: too few, and state is lost in silence; too many, and it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_freeze.optim.slotted import SlottedOptimizer
+
+_METADATA = "meta.pt"  # in the folder of a sharded checkpoint of Lightning: all but weights and optimizers
+
+
+def guard(strategy: Any, optimizers: Sequence[SlottedOptimizer], prepare: Callable[[Any, Any], None]) -> None:
+    """Stand between a strategy that loads a checkpoint after `on_fit_start` (FSDP, FSDP2) and its optimizers.
+
+    Args:
+        strategy: the Trainer's; others than these are left alone. Its methods are shadowed on the instance.
+        optimizers: no slot of theirs is empty while their state is saved or loaded.
+        prepare: called with path and `weights_only` right before a checkpoint is loaded.
+    """
+    if strategy.restore_checkpoint_after_setup:
+        strategy.optimizer_state = partial(_optimizer_state, strategy, optimizers)
+        strategy.load_checkpoint = partial(_load_checkpoint, strategy, optimizers, prepare)
+
+
+def _optimizer_state(strategy: Any, optimizers: Sequence[SlottedOptimizer], optimizer: Optimizer) -> Any:
+    with _no_empty_slots(optimizers):
+        return type(strategy).optimizer_state(strategy, optimizer)
+
+
+def _load_checkpoint(
+    strategy: Any,
+    optimizers: Sequence[SlottedOptimizer],
+    prepare: Callable[[Any, Any], None],
+    checkpoint_path: Any,
+    weights_only: bool | None = None,
+) -> Any:
+    prepare(strategy.broadcast(checkpoint_path), weights_only)
+    with _no_empty_slots(optimizers):
+        return type(strategy).load_checkpoint(strategy, checkpoint_path, weights_only=weights_only)
+
+
+def _no_empty_slots(optimizers: Sequence[SlottedOptimizer]) -> ExitStack:
+    stack = ExitStack()
+    for slotted in optimizers:
+        stack.enter_context(slotted.no_empty_slots())
+    return stack
+
+
+def peek(path: Any, weights_only: bool | None) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and optimizers; of a single file, nothing is read before it is used."""
+    path = Path(path)
+    file = path / _METADATA if path.is_dir() else path
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
+    return checkpoint

@@ -1,0 +1,257 @@
+"""One fit of one Trainer: which hook reconciles when, what goes into a checkpoint, what is printed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_freeze.engine.context import Context, Discovered
+from lightning_freeze.engine.policy import Change, Policy, shared_stages
+from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.snapshot import take
+from lightning_freeze.errors import PlanError, ResumeError
+from lightning_freeze.model.index import is_compiled
+from lightning_freeze.report.changes import change_line
+from lightning_freeze.report.rendering import show
+from lightning_freeze.report.table import start_table
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.trainer import averaging
+from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.compiling import Compiling
+from lightning_freeze.trainer.ddp import rebuild
+from lightning_freeze.trainer.fsdp_checkpoints import guard, peek
+from lightning_freeze.trainer.lr_finder import FoundRates
+from lightning_freeze.trainer.ranks import check_agreement
+from lightning_freeze.trainer.strategies import check_optimizers, check_record, check_strategy, check_unused
+
+_KEY = "lightning_freeze"  # of the checkpoint
+_ATTRIBUTE = "_lightning_freeze_session"  # of the Trainer
+
+
+def session_of(trainer: Trainer) -> Session:
+    """The session of the fit that is running, a new one if the last is over."""
+    session: Session | None = getattr(trainer, _ATTRIBUTE, None)
+    if session is None or session.over:
+        session = Session(trainer)
+        setattr(trainer, _ATTRIBUTE, session)
+    return session
+
+
+def last_session(trainer: Trainer) -> Session | None:
+    """The session of the fit that is running or was the last to run; a checkpoint can be saved after the fit."""
+    return getattr(trainer, _ATTRIBUTE, None)
+
+
+class Session:
+    """Shared by all policies of a Trainer; whichever hook comes first does the work for all of them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        self.policies = [callback for callback in self._callbacks if isinstance(callback, Policy)]
+        self.reconciler: Reconciler | None = None
+        self.over = False
+        self.next_step = math.inf
+        self._checked = False
+        self._discovered: Discovered = {}  # one forward for setup and fit start together
+        self._loaded: dict[str, Any] | None = None
+        self._total_steps: int | None = None
+        self._found = FoundRates(())
+        self._announced = False
+        self._finished = False
+        self._compiling: Compiling | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
+
+    # ---- before training
+
+    def check(self, trainer: Trainer, model: LightningModule) -> None:
+        """At `setup`: what can be known before the model is whole.
+
+        Raises:
+            FreezeError: the strategy, the length of the run, or a name that the model does not have.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        for policy in self.policies:
+            check_strategy(trainer.strategy, policy.title)
+            if policy.idles:
+                check_unused(trainer.strategy, policy.title)
+            policy.check_run(trainer)
+        if _is_whole(model):
+            context = Context(model, shared_stages(self.policies), self._discovered)
+            for policy in self.policies:
+                policy.bind(context)
+
+    def start(self, trainer: Trainer, model: LightningModule) -> None:
+        """At `on_fit_start`: optimizers exist, with everything in them; a checkpoint may wait to be loaded."""
+        if self.reconciler is not None:
+            return
+        check_optimizers(trainer.optimizers, self.policies[0].title)
+        unused = any(policy.idles for policy in self.policies)
+        self.reconciler = Reconciler(
+            model,
+            self.policies,
+            trainer.optimizers,
+            _schedulers(trainer, model),
+            agree=check_agreement,
+            rebuild=lambda: rebuild(trainer.strategy, unused=unused),
+            discovered=self._discovered,
+        )
+        if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
+            self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
+        if unused:
+            rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
+        guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
+        self._found = FoundRates(self._callbacks)
+        averaging.guard(self._callbacks, self.reconciler)
+        if self._loaded is not None:
+            self._take_up(self._loaded, modes=False)
+        else:
+            self.reconciler.reconcile(Progress(trainer.current_epoch, trainer.global_step), modes=False)
+
+    def _take_up(self, record: dict[str, Any], *, modes: bool) -> None:
+        assert self.reconciler is not None
+        self.reconciler.load(record, modes=modes)
+        self.next_step = self.reconciler.next_step()
+
+    # ---- during training
+
+    def reconcile(self, trainer: Trainer, model: LightningModule) -> Change:
+        """Make everything as the policies want it now, and say what changed."""
+        self.start(trainer, model)
+        assert self.reconciler is not None
+        self._found.spread(self.reconciler)
+        if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
+            self._total_steps = self.run_length(trainer)
+        progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
+        change = self.reconciler.reconcile(progress)
+        if self._compiling is not None and (change.unfrozen or change.frozen):
+            self._compiling.changed({name: self.reconciler.index.parameters[name] for name in change.unfrozen})
+        self.next_step = self.reconciler.next_step()
+        if not self._announced:
+            self._announced = True
+            self._print(trainer, start_table(self.reconciler))
+        elif change:
+            self._print(trainer, change_line(self.reconciler, change))
+        return change
+
+    @staticmethod
+    def run_length(trainer: Trainer) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            PlanError: it has no end.
+        """
+        total = trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 0:
+            raise PlanError(
+                "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
+                "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
+            )
+        return int(total)
+
+    def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
+        return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """The gradients are there, and have not been clipped."""
+        if self.reconciler is not None:
+            self.reconciler.before_update(optimizer)
+        if self._compiling is not None and (lost := self._compiling.without_gradient()):
+            warnings.warn(
+                f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
+                "pass since gave it none of its gradients.\n  If training_step uses it, train without torch.compile",
+                stacklevel=2,
+            )
+
+    def _print(self, trainer: Trainer, text: str) -> None:
+        if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
+            show(text)
+
+    def snapshot(self, frozen: Collection[str]) -> dict[str, Any]:
+        """The weights that may train while these are frozen, all buffers, and the optimizer state that belongs to them.
+
+        With what others freeze now: they may let it train before the snapshot comes back.
+        """
+        assert self.reconciler is not None
+        names = [name for name, required in self.reconciler.before.items() if required and name not in frozen]
+        return take(self.reconciler.index, frozenset(names), self.reconciler.optimizers)
+
+    # ---- checkpoints
+
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run needs, once for all policies."""
+        if _KEY not in checkpoint:
+            checkpoint[_KEY] = self.reconciler.record() if self.reconciler else {}
+            if self.reconciler:
+                check_record(trainer.strategy, checkpoint[_KEY])
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a checkpoint: at once in a run that has started, else when it starts.
+
+        Raises:
+            ResumeError: it was written without these callbacks, or with others.
+        """
+        if _KEY not in checkpoint:
+            raise ResumeError(
+                f"the checkpoint was written by a run without {', '.join(policy.title for policy in self.policies)}, "
+                "so its optimizer groups cannot be those of this run.\n"
+                "  Load its weights only (`load_state_dict`) and start a new fit"
+            )
+        record = checkpoint[_KEY]
+        if record and record is not self._loaded:
+            self._loaded = record
+            if self.reconciler is not None:
+                self._take_up(record, modes=bool(self.reconciler.held))
+
+    def _before_load(self, path: Any, weights_only: bool | None) -> None:
+        """Where a checkpoint is loaded after the start: be as it was, before the optimizers load their state."""
+        if not self.over:
+            self.load(peek(path, weights_only))
+
+    # ---- after training
+
+    def finish(self, trainer: Trainer) -> None:
+        """At the end of training: say what never trained."""
+        if self.reconciler is not None and trainer.is_global_zero and not (self._finished or _is_trial(trainer)):
+            self._finished = True
+            end = Progress(self.reconciler.progress.epoch, trainer.global_step)
+            for policy in self.policies:
+                for text in policy.warnings(end):
+                    warnings.warn(text, stacklevel=2)
+
+    def close(self) -> None:
+        """Put everything back, however the fit ended."""
+        if not self.over and self.reconciler is not None:
+            self.reconciler.close()
+            averaging.release(self._callbacks)
+        if not self.over and self._compiling is not None:
+            self._compiling.close()
+        self.over = True
+
+
+def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
+    """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
+    found = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for value in vars(model).values():
+        kept = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [one for one in kept if isinstance(one, LRScheduler)]
+    return found
+
+
+def _is_whole(model: LightningModule) -> bool:
+    """Whether the model cannot grow any more: neither `setup` nor `configure_model` is its own."""
+    base = next(cls for cls in type(model).__mro__ if cls.__name__ == "LightningModule")
+    return all(getattr(type(model), hook, None) is getattr(base, hook, None) for hook in ("setup", "configure_model"))
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))  # it ends early by design

@@ -1,0 +1,93 @@
+"""What the package knows of Lightning's strategies: which are refused, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+
+from lightning_freeze.errors import UnsupportedStrategyError
+
+# Strategies that flatten, shard or copy parameters when they wrap the model, before anything can be frozen.
+_REFUSED = {
+    "DeepSpeedStrategy": "its engine partitions optimizer state for a fixed set of parameters",
+    "XLAFSDPStrategy": "it flattens parameters that would have to be frozen one by one",
+}
+
+
+def check_strategy(strategy: Any, owner: str) -> None:
+    """Refuse strategies under which freezing cannot be right.
+
+    Raises:
+        UnsupportedStrategyError: DeepSpeed; FSDP without `use_orig_params=True`; DDP that averages models.
+    """
+    names = {cls.__name__ for cls in type(strategy).__mro__}
+    for refused in sorted(names & set(_REFUSED)):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work under {refused}: {_REFUSED[refused]}.\n  Use strategy='ddp', or FSDP2 through "
+            "ModelParallelStrategy"
+        )
+    if "FSDPStrategy" in names and not getattr(strategy, "kwargs", {}).get("use_orig_params", True):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work under FSDPStrategy(use_orig_params=False): frozen and trainable parameters end up "
+            "in one flat tensor.\n  Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy"
+        )
+    if isinstance(getattr(strategy, "_ddp_comm_state", None), PostLocalSGDState):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work with post-local SGD: the replicas differ between averages, and what is unfrozen "
+            "would not begin equal on all ranks.\n  Use strategy='ddp' without ddp_comm_state, or with another hook"
+        )
+
+
+def check_unused(strategy: Any, owner: str) -> None:
+    """Refuse strategies under which the ranks cannot use different parts of the model in one step.
+
+    Raises:
+        UnsupportedStrategyError: FSDP with several ranks of different data; DDP with a static graph.
+    """
+    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph"):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work with DDPStrategy(static_graph=True): which parameters get a gradient changes from "
+            "step to step.\n  Leave static_graph out"
+        )
+    names = {cls.__name__ for cls in type(strategy).__mro__}
+    if names & {"FSDPStrategy", "ModelParallelStrategy"} and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work under {type(strategy).__name__} with different data on different ranks: a rank "
+            "gathers the weights of a branch where it runs it, and waits for ever when another rank does not.\n"
+            "  Use strategy='ddp'"
+        )
+
+
+def check_optimizers(optimizers: Sequence[Any], owner: str) -> None:
+    """Refuse optimizers that share parameters out among ranks for good.
+
+    Raises:
+        UnsupportedStrategyError: ZeroRedundancyOptimizer.
+    """
+    if any(cls.__name__ == "ZeroRedundancyOptimizer" for one in optimizers for cls in type(one).__mro__):
+        raise UnsupportedStrategyError(
+            f"{owner} cannot work with ZeroRedundancyOptimizer: which rank updates a parameter is settled when it is "
+            "built, and it keeps groups of its own.\n  Use FSDP2 (ModelParallelStrategy), which "
+            "shards optimizer state as well, or a plain optimizer"
+        )
+
+
+def check_record(strategy: Any, record: Mapping[str, Any]) -> None:
+    """Refuse to save what could not be loaded again.
+
+    Raises:
+        UnsupportedStrategyError: FSDP with optimizer state set aside or best weights in memory, of which each rank
+            has a part that only FSDP can put together.
+    """
+    if "FSDPStrategy" not in {cls.__name__ for cls in type(strategy).__mro__}:
+        return
+    aside = [name for entry in record["optimizers"] for name in entry["aside"]]
+    best = any(policy["state"].get("best_weights") for policy in record["policies"])
+    if aside or best:
+        what = f"the optimizer state of frozen parameters ('{aside[0]}')" if aside else "the best weights of a stage"
+        raise UnsupportedStrategyError(
+            f"a checkpoint under FSDPStrategy cannot hold {what}: each rank has a part of it in FSDP's own layout.\n"
+            "  Use FSDP2 (ModelParallelStrategy), or freeze with optimizer_state='drop' and without restore_best"
+        )
