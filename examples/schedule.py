@@ -28,10 +28,10 @@ def simulate() -> Timeline:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     run = Reconciler(model, [GradualUnfreeze(6), LayerwiseLR(decay=0.5)], [optimizer], [scheduler])
     timeline = Timeline()
-    timeline.begin(run, "MobileNetV2: GradualUnfreeze(6), LayerwiseLR(decay=0.5), CosineAnnealingLR")
+    timeline.begin(run.view, "MobileNetV2: GradualUnfreeze(6), LayerwiseLR(decay=0.5), CosineAnnealingLR")
     for epoch in range(EPOCHS):
         change = run.reconcile(Progress(epoch, epoch))
-        timeline.add(run, epoch, epoch, change=bool(change))
+        timeline.add(run.view, run.updates.rates(), epoch, epoch, change=bool(change))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no step of the optimizer before that of the scheduler
             scheduler.step()

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent / "docs" / "api.md"
 
 def page() -> str:
     """The whole page: callbacks first, then functions and `Stage`, then errors."""
-    things = {name: getattr(lightning_freeze, name) for name in lightning_freeze.__all__}
+    things = {name: getattr(lightning_freeze, name) for name in vars(lightning_freeze)["__all__"]}
     errors = {name for name, thing in things.items() if inspect.isclass(thing) and issubclass(thing, FreezeError)}
     callbacks = {name for name, thing in things.items() if hasattr(thing, "on_train_epoch_start")}
     parts = ["# API\n\nWritten from the docstrings by `examples/write_api.py`.\n"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,25 +17,24 @@ from lightning_freeze.auditing.violations import (
     placed,
     replaced,
 )
-from lightning_freeze.engine.policy import Change
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.declarations import Change
+from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.fingerprint import hashes_of
 from lightning_freeze.model.index import buffers_of, tensors_of
-from lightning_freeze.optim.slotted import SlottedOptimizer
 
-_SHORT = 10  # optimizer steps; see Watch.follow
+_SHORT = 10  # optimizer steps; see Watcher.follow
 
 
-class Watch:
+class Watcher:
     """Follows a reconciler through its changes, from the moment it is made.
 
     Args:
-        run: what to follow.
+        view: returns the run as it is now.
         ignored: names of parameters and buffers that may be written.
     """
 
-    def __init__(self, run: Reconciler, ignored: Collection[str] = ()) -> None:
-        self.run = run
+    def __init__(self, view: Callable[[], RunView], ignored: Collection[str] = ()) -> None:
+        self._view = view
         self.ignored = frozenset(ignored)
         self.hashes: dict[str, int] = {}
         self._right: dict[str, str] = {}  # when each was last seen to be right
@@ -45,10 +44,15 @@ class Watch:
         self._handles: list[Any] = []
         self._standing: set[tuple[str, str]] = set()  # what stays wrong until it is put right: name, what was found
         self._accepted: set[tuple[str, str]] = set()  # of these, the ones that have been reported
-        self._epoch = run.progress.epoch
+        self._epoch = self.run.progress.epoch
         self._last = f"the start, in {self._now}"
         self._fingerprint(self._frozen_now(), self._now)
-        self._expect(run.trainable)
+        self._expect(self.run.trainable)
+
+    @property
+    def run(self) -> RunView:
+        """The run as it is now."""
+        return self._view()
 
     @property
     def _now(self) -> str:
@@ -90,19 +94,21 @@ class Watch:
         self._unseen.update(dict.fromkeys(names, self._now))
         self._stepped.difference_update(names)
         if self._unseen and not self._handles:
-            for slotted in self.run.optimizers:
-                look = partial(self._look, slotted)
-                self._handles.append(slotted.optimizer.register_step_post_hook(look))
+            run = self.run
+            for place, optimizer in enumerate(run.optimizers):
+                names = frozenset(name for slot in run.slots if slot.optimizer == place for name in slot.names)
+                self._handles.append(optimizer.register_step_post_hook(partial(self._look, names)))
 
-    def _look(self, slotted: SlottedOptimizer, *_: Any) -> None:
-        waiting = [name for name in self._unseen if name in slotted.parameters]
+    def _look(self, names: Collection[str], optimizer: Optimizer, *_: Any) -> None:
+        waiting = [name for name in self._unseen if name in names]
         if not waiting:
             return
-        idle = {name for policy in self.run.policies if policy.idles for name in policy.idle(slotted.optimizer)}
+        run = self.run
+        idle = {name for policy in run.policies if policy.idles for name in policy.idle(optimizer)}
         for name in waiting:
-            if slotted.parameters[name].grad is not None:
+            if run.index.parameters[name].grad is not None:
                 del self._unseen[name]
-            elif name in self.run.trainable and name not in idle:
+            elif name in run.trainable and name not in idle:
                 self._stepped.add(name)
 
     def _without_gradient(self) -> list[Violation]:
@@ -125,7 +131,7 @@ class Watch:
         """
         run, torch_optimizers = self.run, [one for one in optimizers if isinstance(one, Optimizer)]
         standing = [
-            *([] if run.is_sharded else replaced(run.index)),
+            *([] if run.sharded else replaced(run.index)),
             *flag_violations(run.index, run.trainable),
             *group_violations(run.index, run.trainable, torch_optimizers),
             *mode_violations(run.index, run.held),
@@ -165,13 +171,13 @@ class Watch:
         self._handles = []
 
 
-def differing(fingerprints: Sequence[dict[str, int]], watch: Watch) -> list[Violation]:
+def differing(fingerprints: Sequence[dict[str, int]], watcher: Watcher) -> list[Violation]:
     """The tensors whose bits are not the same on all ranks; what only some ranks have counts too."""
     cause = "it was written on one rank only, or DDP did not reduce its gradient"
     names = list(dict.fromkeys(name for one in fingerprints for name in one))
     found = []
     for name in names:
         ranks = [rank for rank, one in enumerate(fingerprints) if one.get(name) != fingerprints[0].get(name)]
-        if ranks and name not in watch.ignored:
+        if ranks and name not in watcher.ignored:
             found.append(Violation(name, f"has other bits on rank {ranks[0]} than on rank 0", cause))
-    return placed(found, watch.run.index, watch.run.labels, {}, "")
+    return placed(found, watcher.run.index, watcher.run.labels, {}, "")

@@ -6,11 +6,11 @@ from typing import Literal
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.engine.lean_norm import can_be_lean
-from lightning_freeze.engine.policy import Binding, Row, Wants
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.frozen_view import FrozenView
-from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.index import ModelIndex, Place
 from lightning_freeze.model.layers import is_norm
 from lightning_freeze.model.patterns import as_patterns, resolve
 from lightning_freeze.schedule.moments import Progress
@@ -58,14 +58,14 @@ class BatchNormEval(FreezeCallback):
         self.affine = affine
         self.memory_efficient = memory_efficient
         self.verbose = verbose
-        self._layers: frozenset[int] = frozenset()
+        self._layers: frozenset[Place] = frozenset()
         self._own: list[str] = []
         self._wants = Wants()
 
     def bind(self, context: Context) -> Binding:
         index = context.index
         layers = norm_layers(index, self.patterns, self.title)
-        self._layers = frozenset(place for place, span in enumerate(index.spans) if span.name in layers)
+        self._layers = frozenset(place for place, span in index.places if span.name in layers)
         chosen = [index.spans[place] for place in sorted(self._layers)]
         self._own = [span.name for span in chosen if not can_be_lean(span.module)]
         frozen = {name for layer in layers for name in index.under(layer)}
@@ -75,10 +75,10 @@ class BatchNormEval(FreezeCallback):
     def wants(self, progress: Progress) -> Wants:
         return self._wants
 
-    def holds(self, view: FrozenView) -> set[int]:
+    def holds(self, view: FrozenView) -> set[Place]:
         return set(self._layers) if self.when == "always" else view.frozen(self._layers)
 
-    def lean(self, view: FrozenView) -> set[int]:
+    def lean(self, view: FrozenView) -> set[Place]:
         return view.train_nothing(self._layers) if self.memory_efficient else set()
 
     def remarks(self) -> list[str]:

@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import arguments
 from lightning_freeze.auditing.violations import Violation, message
-from lightning_freeze.auditing.watcher import Watch, differing
+from lightning_freeze.auditing.watcher import Watcher, differing
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Change
+from lightning_freeze.engine.declarations import Binding, Change
 from lightning_freeze.errors import FreezeViolation
 from lightning_freeze.model.fingerprint import select_tensors
 from lightning_freeze.model.patterns import as_patterns
@@ -69,11 +69,13 @@ class FreezeAudit(FreezeCallback):
         self.verbose = verbose
         self.seconds = 0.0
         self.audits = 0
-        self._watch: Watch | None = None
+        self._watcher: Watcher | None = None
         self._ignored: frozenset[str] = frozenset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_watch": None}  # it belongs to the model of one fit
+        return self.__dict__ | {"_watcher": None}  # it belongs to the model of one fit
+
+    observes_only = True
 
     def bind(self, context: Context) -> Binding:
         patterns = as_patterns(self.ignore) if self.ignore is not None else []
@@ -84,17 +86,16 @@ class FreezeAudit(FreezeCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        run = session_of(trainer).reconciler
-        assert run is not None
         self.seconds, self.audits = 0.0, 0
         started = time.perf_counter()
-        self._watch = Watch(run, self._ignored)  # the weights of a checkpoint are there by now, with any strategy
+        # the weights of a checkpoint are there by now, with any strategy
+        self._watcher = Watcher(session_of(trainer).view, self._ignored)
         self.seconds += time.perf_counter() - started
 
     def changed(self, done: Change) -> None:
-        if self._watch is not None:
+        if self._watcher is not None:
             started = time.perf_counter()
-            self._watch.follow(done)
+            self._watcher.follow(done)
             self.seconds += time.perf_counter() - started
 
     # ---- when it is checked
@@ -106,8 +107,8 @@ class FreezeAudit(FreezeCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._audit(trainer, f"the end of training, step {trainer.global_step}")
-        if self._watch is not None and self.verbose and trainer.is_global_zero:
-            frozen = len(self._watch.hashes)
+        if self._watcher is not None and self.verbose and trainer.is_global_zero:
+            frozen = len(self._watcher.hashes)
             print(
                 f"{self.title}: {self.audits} audits, {frozen} frozen tensors at the last, {self.seconds:.2f} s in all"
             )
@@ -118,18 +119,18 @@ class FreezeAudit(FreezeCallback):
         super().on_exception(trainer, pl_module, exception)
 
     def _stop(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def _audit(self, trainer: Trainer, when: str) -> None:
-        if self._watch is None:
+        if self._watcher is None:
             return
         started = time.perf_counter()
-        violations = self._watch.audit(trainer.strategy.optimizers, when, _writers(trainer))
+        violations = self._watcher.audit(trainer.strategy.optimizers, when, _writers(trainer))
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             replicas = isinstance(trainer.strategy.model, DistributedDataParallel)
-            violations = _of_all_ranks(violations, self._watch, replicas)
+            violations = _of_all_ranks(violations, self._watcher, replicas)
         self.audits += 1
         self.seconds += time.perf_counter() - started
         if not violations:
@@ -142,7 +143,7 @@ class FreezeAudit(FreezeCallback):
             )
         if trainer.is_global_zero:
             warnings.warn(text, stacklevel=2)
-        self._watch.accept()
+        self._watcher.accept()
 
 
 def _writers(trainer: Trainer) -> list[str]:
@@ -154,14 +155,14 @@ def _writers(trainer: Trainer) -> list[str]:
     return list(dict.fromkeys(known or others))
 
 
-def _of_all_ranks(violations: Sequence[Violation], watch: Watch, replicas: bool) -> list[Violation]:
+def _of_all_ranks(violations: Sequence[Violation], watcher: Watcher, replicas: bool) -> list[Violation]:
     """Each rank's findings and what replicas differ in, alike on all ranks, so that none stops alone."""
     sides: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(sides, (list(violations), watch.fingerprint() if replicas else {}))
+    dist.all_gather_object(sides, (list(violations), watcher.fingerprint() if replicas else {}))
     found = {(one.name, one.found): (rank, one) for rank, (ones, _) in reversed(list(enumerate(sides))) for one in ones}
     everywhere = [{(one.name, one.found) for one in ones} for ones, _ in sides]
     merged = [
         one if all(key in side for side in everywhere) else replace(one, found=f"{one.found} (on rank {rank})")
         for key, (rank, one) in found.items()
     ]
-    return merged + differing([fingerprint for _, fingerprint in sides], watch)
+    return merged + differing([fingerprint for _, fingerprint in sides], watcher)

@@ -6,9 +6,10 @@ from typing import Literal
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row, Wants
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import Place
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.optim.slots import PLACEMENTS
 from lightning_freeze.schedule.moments import Moment, Progress
@@ -87,7 +88,7 @@ class FreezeLayers(FreezeCallback):
         self._active = begun and not ended
         return self._wants if self._active else self._wants_nothing
 
-    def holds(self, view: FrozenView) -> set[int]:
+    def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._names) if self._active and self.eval_frozen else set()
 
     def next_step(self, progress: Progress) -> float:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Change
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.declarations import Change
+from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.errors import PlanError
 from lightning_freeze.report import plot as picture
 from lightning_freeze.report.timeline import Timeline, stage_members, stage_rates
@@ -64,8 +63,7 @@ class FreezeMonitor(FreezeCallback):
 
     # ---- the policy decides nothing, and keeps its timeline over a resume
 
-    def bind(self, context: Context) -> Binding:
-        return Binding()
+    observes_only = True
 
     @property
     def shapes_steps(self) -> bool:
@@ -89,8 +87,7 @@ class FreezeMonitor(FreezeCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        run = session_of(trainer).reconciler
-        assert run is not None
+        run = session_of(trainer).view()
         self._members = stage_members(run)
         self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
         if not self._timeline.samples:  # a resumed run goes on with those of the checkpoint
@@ -98,17 +95,17 @@ class FreezeMonitor(FreezeCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self._sample(trainer, _run(trainer))
+        self._sample(trainer, session_of(trainer).view())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._changed:
-            self._sample(trainer, _run(trainer), batch_idx)
+            self._sample(trainer, session_of(trainer).view(), batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.logs and trainer.loggers and _is_due(trainer):
-            self._norms.update(_norms(_run(trainer), self._members))
+            self._norms.update(_norms(session_of(trainer).view(), self._members))
             self._stepped = True
 
     def on_train_batch_end(
@@ -116,7 +113,7 @@ class FreezeMonitor(FreezeCallback):
     ) -> None:
         if not _is_due(trainer):
             return
-        run = _run(trainer)
+        run = session_of(trainer).view()
         if self._stepped:
             self._log(trainer, run)
             self._stepped = False
@@ -144,13 +141,14 @@ class FreezeMonitor(FreezeCallback):
 
     # ---- what they do
 
-    def _sample(self, trainer: Trainer, run: Reconciler, batch: int = 0) -> None:
+    def _sample(self, trainer: Trainer, run: RunView, batch: int = 0) -> None:
         if self.plot is not None:
-            self._timeline.add(run, _time(trainer, batch), trainer.global_step, change=self._changed)
+            rates = session_of(trainer).updates().rates()
+            self._timeline.add(run, rates, _time(trainer, batch), trainer.global_step, change=self._changed)
         self._changed = False
 
-    def _log(self, trainer: Trainer, run: Reconciler) -> None:
-        rates = stage_rates(run, run.rates_used())
+    def _log(self, trainer: Trainer, run: RunView) -> None:
+        rates = stage_rates(run, session_of(trainer).updates().rates_used())
         values: dict[str, float] = {
             "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
             "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),
@@ -175,19 +173,13 @@ class FreezeMonitor(FreezeCallback):
         self._members = {}
 
 
-def _run(trainer: Trainer) -> Reconciler:
-    run = session_of(trainer).reconciler
-    assert run is not None
-    return run
-
-
 def _is_due(trainer: Trainer) -> bool:
     """Whether Lightning logs this batch; the loggers may be none."""
     due: bool = trainer._logger_connector.should_update_logs
     return due
 
 
-def _norms(run: Reconciler, members: dict[str, list[str]]) -> dict[str, Tensor]:
+def _norms(run: RunView, members: dict[str, list[str]]) -> dict[str, Tensor]:
     """Stage -> 2-norm of its gradients, on the device; of sharded ones a collective."""
     found = {}
     for stage, names in members.items():
@@ -212,6 +204,5 @@ def _metric(trainer: Trainer) -> str:
     return next((name for name in [*monitored, *logged] if name in trainer.callback_metrics), "")
 
 
-def _schedule(run: Reconciler) -> str:
-    titles = [policy.title for policy in run.policies if policy.title not in ("FreezeMonitor", "FreezeAudit")]
-    return ", ".join(dict.fromkeys(titles)) or "no schedule"
+def _schedule(run: RunView) -> str:
+    return ", ".join(run.deciding) or "no schedule"

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch.optim import Optimizer
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row, Wants
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import Place
 from lightning_freeze.optim.slots import Slot
 from lightning_freeze.schedule import moments
 from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.schedule.plateau import Plateau
 from lightning_freeze.stages.stage import BoundStage, Stage, Stages, check_stages
-from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
-from lightning_freeze.trainer.session import session_of
 
 _TRIGGERS = ("every_n_epochs", "every_n_train_steps", "at", "curve", "monitor")
 _OF_MONITOR = {"mode": "min", "patience": 3, "min_delta": 0.0, "max_epochs_per_stage": None, "restore_best": False}
@@ -140,13 +138,13 @@ class GradualUnfreeze(FreezeCallback):
         if self.min_delta < 0:
             raise PlanError(f"{owner}: min_delta must not be negative, got {self.min_delta}")
 
-    def check_run(self, run: Any) -> None:
-        if self.monitor is not None and not run.enable_validation and not run.fast_dev_run:
+    def check_trainer(self, trainer: Any) -> None:
+        if self.monitor is not None and not trainer.enable_validation and not trainer.fast_dev_run:
             raise PlanError(
                 f"{self.title}: monitor='{self.monitor}' is checked after each validation, and this run has none.\n"
                 "  Pass a validation dataloader, or use another trigger"
             )
-        if self.needs_run_length and run.max_epochs == -1 and run.max_steps == -1:
+        if self.needs_run_length and trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise PlanError(
                 f"{self.title}: a schedule in fractions of the run needs to know how long the run is, and this one has "
                 "no end.\n  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
@@ -185,7 +183,7 @@ class GradualUnfreeze(FreezeCallback):
 
     def wants(self, progress: Progress) -> Wants:
         self._started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
-        restore = self._plateau.best_weights if self._plateau.stage < self._started - 1 else None
+        restore = self.snapshot if self._plateau.stage < self._started - 1 else None
         return Wants(self._frozen_after[self._started - 1], restore=restore)
 
     def _count(self, progress: Progress) -> int:
@@ -193,10 +191,7 @@ class GradualUnfreeze(FreezeCallback):
             return max(1, moments.count_started(self._moments, progress))
         return self._plateau.started(progress.epoch, self.max_epochs_per_stage, len(self._bound))
 
-    def restored(self) -> None:
-        self._plateau.best_weights = None
-
-    def holds(self, view: FrozenView) -> set[int]:
+    def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._frozen_after[self._started - 1]) if self.eval_frozen else set()
 
     def next_step(self, progress: Progress) -> float:
@@ -220,23 +215,29 @@ class GradualUnfreeze(FreezeCallback):
 
     # ---- the metric trigger
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        if self.monitor not in trainer.callback_metrics:
+    @property
+    def watched_metric(self) -> str | None:
+        return self.monitor
+
+    def validated(
+        self, metrics: Mapping[str, Any], epoch: int, take: Callable[[Collection[str]], dict[str, Any]]
+    ) -> None:
+        assert self.monitor is not None
+        if self.monitor not in metrics:
             raise PlanError(
                 f"{self.title}: monitor='{self.monitor}' is not among the metrics logged by the end of validation.\n"
-                f"  Logged: {', '.join(sorted(trainer.callback_metrics)) or 'none'}\n"
+                f"  Logged: {', '.join(sorted(metrics)) or 'none'}\n"
                 f"  Log it in validation_step: self.log('{self.monitor}', ...)"
             )
-        metric = torch.as_tensor(trainer.callback_metrics[self.monitor]).detach().cpu()
-        value = trainer.strategy.broadcast(metric if metric.is_floating_point() else metric.float())  # rank 0 decides
-        stage, signed = self._started - 1, value if self.mode == "min" else -value
+        stage, value = self._started - 1, metrics[self.monitor]
         if stage == len(self._bound) - 1:
             return
-        best = self._plateau.check(signed, trainer.current_epoch, stage, self.patience, self.min_delta)
+        if self._plateau.stage != stage:
+            self.snapshot = None
+        signed = value if self.mode == "min" else -value
+        best = self._plateau.check(signed, epoch, stage, self.patience, self.min_delta)
         if best and self.restore_best:
-            self._plateau.best_weights = session_of(trainer).snapshot(self._frozen_after[stage])
+            self.snapshot = take(self._frozen_after[stage])
 
     # ---- tables, checkpoints, the end
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row
+from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.errors import PlanError
 from lightning_freeze.optim.layer_ratios import check_moments, moment_ratios, trust_ratios
 from lightning_freeze.optim.slots import Slot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.engine.factors import check_rates, rate_factors
-from lightning_freeze.engine.policy import Binding, Row
 from lightning_freeze.errors import PlanError
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.stages.stage import Stage, Stages, check_stages

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row, Wants
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import Place
 from lightning_freeze.optim.norms import square_norms
 from lightning_freeze.optim.slots import Slot
 from lightning_freeze.schedule import moments
@@ -91,8 +92,8 @@ class ProgressiveFreeze(FreezeCallback):
         self._frozen = 0  # how many stages, from the input
         self._norms = GradientNorms()
 
-    def check_run(self, run: Any) -> None:
-        if run.max_epochs == -1 and run.max_steps == -1:
+    def check_trainer(self, trainer: Any) -> None:
+        if trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise PlanError(
                 f"{self.title}: span={self.span} is a part of the run, and this one has no end.\n"
                 "  Set Trainer(max_epochs=...) or max_steps"
@@ -126,7 +127,7 @@ class ProgressiveFreeze(FreezeCallback):
             self._decide(progress)  # not after the last epoch: a run that is resumed there is over
         return Wants(self._frozen_after[self._frozen], "drop")
 
-    def holds(self, view: FrozenView) -> set[int]:
+    def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._frozen_after[self._frozen]) if self.eval_frozen else set()
 
     def next_step(self, progress: Progress) -> float:

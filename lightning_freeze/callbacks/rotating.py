@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row, Wants
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import Place
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.optim.slots import PLACEMENTS
 from lightning_freeze.schedule.moments import Progress
@@ -120,7 +121,7 @@ class RotatingUnfreeze(FreezeCallback):
         turn = [(period * self.active + k) % count for k in range(self.active)]
         return turn if self.order == "descending" else [count - 1 - place for place in turn]
 
-    def holds(self, view: FrozenView) -> set[int]:
+    def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._now[1].frozen) if self.eval_frozen and self._now else set()
 
     def next_step(self, progress: Progress) -> float:

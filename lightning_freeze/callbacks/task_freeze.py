@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.policy import Binding, Row
+from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.schedule.moments import Progress

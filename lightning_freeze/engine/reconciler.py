@@ -1,11 +1,11 @@
-"""The only place that mutates: what all policies want is merged, and model, optimizers and modes are made so.
+"""The only place that changes a model: what all policies want is merged, and model and optimizers are made so.
 
 `Reconciler` needs no Trainer: it serves a plain training loop, the preview, and the callbacks alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,17 +13,19 @@ from torch.optim import Optimizer
 
 from lightning_freeze.engine import snapshot
 from lightning_freeze.engine.context import Context, Discovered
-from lightning_freeze.engine.lean_norm import make_lean, make_plain
-from lightning_freeze.engine.modes import hold, is_held, release
-from lightning_freeze.engine.policy import Binding, Change, Policy, Wants, shared_stages
+from lightning_freeze.engine.declarations import Binding, Change, Wants
+from lightning_freeze.engine.held_modules import HeldModules
+from lightning_freeze.engine.policy import Policy, shared_stages
+from lightning_freeze.engine.records import entry_of, load_entries
+from lightning_freeze.engine.run_view import RunView
+from lightning_freeze.engine.updates import Updates
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.model.dtensors import gathered, is_sharded, is_sharded_tensor, reshard
 from lightning_freeze.model.frozen_view import FrozenView
-from lightning_freeze.model.index import ModelIndex, check_initialized
-from lightning_freeze.optim.joining import home_of, join
-from lightning_freeze.optim.slots import PLACEMENTS, Placement, Slot
-from lightning_freeze.optim.slotted import SlottedOptimizer, make_whole
-from lightning_freeze.optim.step_shaper import StepShaper
+from lightning_freeze.model.index import check_initialized
+from lightning_freeze.optim.joining import join_homeless
+from lightning_freeze.optim.slots import PLACEMENTS, Placement
+from lightning_freeze.optim.slotted import SlottedOptimizer
 from lightning_freeze.schedule.moments import Progress
 
 
@@ -61,77 +63,42 @@ class Reconciler:
         self.before = {name: parameter.requires_grad for name, parameter in self.index.parameters.items()}
         self._all_trainable = frozenset(name for name, required in self.before.items() if required)
         self.trainable = frozenset(self.before)  # as the optimizers were built; the first call corrects it
-        self._order = {name: place for place, name in enumerate(self.index.parameters)}
-        self._view = FrozenView(self.index, self.trainable)
-        self._twins = _twins(self.index)
-        self._sharded = [span.module for span in self.index.spans if is_sharded(span.module)]
-        self.held: frozenset[int] = frozenset()
-        # by `freeze` of a plain loop: only `unfreeze` lets them go
-        self._held_before = frozenset(place for place, span in enumerate(self.index.spans) if is_held(span.module))
-        self._lean: frozenset[int] = frozenset()
-        self._modes_before: dict[int, bool] = {}
         self.wants: list[Wants] = []
         self.progress = Progress()
-        self._modes_of: tuple[frozenset[str], list[Wants]] | None = None
         self._agree, self._rebuild = agree, rebuild
-        for policy in self.policies:
-            policy.check_optimizers(optimizers)
-        said, self.factors = _said(self.bindings), _factors(self.bindings)
-        self.labels = {name: "+".join(sorted(set(filter(None, labels)))) for name, labels in said.items()}
-        self._join(optimizers)
-        self.optimizers = [
-            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, said)
-            for optimizer in optimizers
-        ]
-        self._idling = [policy for policy in self.policies if policy.idles]
-        self._shaping = [policy for policy in self.policies if policy.shapes_steps]
-        shaped = self.optimizers if self._idling or self._shaping else []
-        self._shapers = [StepShaper(slotted, self._drop_idle, self._observe, self._step_factors) for slotted in shaped]
+        self._order = {name: place for place, name in enumerate(self.index.parameters)}
+        self._frozen_view = FrozenView(self.index, self.trainable)
+        self._modules = HeldModules(self.index, self.policies)
+        self._modules_of: tuple[frozenset[str], list[Wants]] | None = None
+        self._sharded = [span.module for span in self.index.spans if is_sharded(span.module)]
+        self._is_sharded = bool(self._sharded) or any(map(is_sharded_tensor, self.index.parameters.values()))
+        self._split(optimizers, schedulers)
+        self.updates = Updates(self.optimizers, self.policies)
         for policy in self.policies:
             policy.load_state_of_run({})
+            policy.snapshot = None
 
-    def _join(self, optimizers: Sequence[Optimizer]) -> None:
-        if not optimizers:
-            return
-        for optimizer in optimizers:
-            make_whole(optimizer)
-        homes = {
-            name: (place, group)
-            for place, optimizer in enumerate(optimizers)
-            for group, options in enumerate(optimizer.param_groups)
-            for parameter in options["params"]
-            if (name := self.index.name_of(parameter)) is not None
-        }
+    def _split(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        for policy in self.policies:
+            policy.check_optimizers(optimizers)
+        words = _labels_by_policy(self.bindings)
+        self.factors = _factors(self.bindings)
+        self.labels = {name: "+".join(sorted(set(filter(None, labels)))) for name, labels in words.items()}
         trains = frozenset[str]().union(*(binding.trains for binding in self.bindings)) & self._all_trainable
-        ndims = {name: parameter.dim() for name, parameter in self.index.parameters.items()}
-        homeless = [name for name in self.index.parameters if name in trains and name not in homes]
-        for name, (place, group) in [(name, home_of(name, homes, ndims)) for name in homeless]:
-            join(optimizers[place], name, self.index.parameters[name], group)
+        join_homeless(optimizers, self.index, trains)
+        self.optimizers = [
+            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, words)
+            for optimizer in optimizers
+        ]
 
-    def _observe(self, slotted: SlottedOptimizer) -> None:
-        for policy in self._shaping:
-            policy.observe(slotted.optimizer, slotted.slots, slotted.steps)
-
-    def _step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> list[Any]:
-        product: list[Any] = [1.0] * len(slots)
-        for policy in self._shaping:
-            factors = policy.step_factors(optimizer, slots, steps)
-            if factors is not None:
-                product = [one * other for one, other in zip(product, factors, strict=True)]
-        return product
-
-    def before_update(self, optimizer: Optimizer) -> None:
-        """Take away what must not be used of the gradients now: right before the update is too late to clip them."""
-        if self._idling:
-            for slotted in self.optimizers:
-                if slotted.optimizer is optimizer:
-                    self._drop_idle(slotted)
-
-    def _drop_idle(self, slotted: SlottedOptimizer) -> None:
-        for policy in self._idling:
-            for name in policy.idle(slotted.optimizer):
-                if (parameter := slotted.parameters.get(name)) is not None:  # another optimizer's may be collecting
-                    parameter.grad = None
+    @property
+    def view(self) -> RunView:
+        """The run as it is now, to read."""
+        return RunView(
+            self.index, tuple(self.policies), tuple(self.bindings), self.before, self.labels, self.progress,
+            self.trainable, tuple(self.wants), self._modules.held, self._modules.modes_before, self._is_sharded,
+            tuple(self.optimizers),
+        )  # fmt: skip
 
     def reconcile(self, progress: Progress, *, modes: bool = True) -> Change:
         """Make everything as the policies want it at `progress`. A second call changes nothing.
@@ -145,13 +112,7 @@ class Reconciler:
         """
         wants = [policy.wants(progress) for policy in self.policies]
         self.progress = progress
-        restored: tuple[str, ...] = ()
-        for policy, want in zip(self.policies, wants, strict=True):
-            if want.restore is not None:
-                snapshot.bring_back(want.restore, self.index, self.optimizers)
-                reshard(self._sharded)
-                policy.restored()
-                restored += (*want.restore["parameters"], *want.restore["buffers"])
+        restored = self._restore(wants)
         trainable = self.trainable
         if wants != self.wants:
             trainable = self._all_trainable.difference(*(want.frozen for want in wants))
@@ -163,17 +124,27 @@ class Reconciler:
             self._agree(trainable)
             self._flag(unfrozen, frozen)
             reshard(self._sharded)
-            self._view.move(unfrozen, frozen)
+            self._frozen_view.move(unfrozen, frozen)
             slots = self._refill(unfrozen, frozen, wants)
             self.trainable = trainable
             reducer = self._rebuild()
         self.wants = wants
-        held, released = self._modes() if modes else ((), ())
+        held, released = self._update_modules() if modes else ((), ())
         done = Change(unfrozen, frozen, slots, reducer, held, released, restored)
         if done:
             for policy in self.policies:
                 policy.changed(done)
         return done
+
+    def _restore(self, wants: Sequence[Wants]) -> tuple[str, ...]:
+        restored: tuple[str, ...] = ()
+        for policy, want in zip(self.policies, wants, strict=True):
+            if want.restore is not None:
+                snapshot.restore(want.restore, self.index, self.optimizers)
+                reshard(self._sharded)
+                policy.restored()
+                restored += (*want.restore["parameters"], *want.restore["buffers"])
+        return restored
 
     def _in_order(self, names: frozenset[str]) -> tuple[str, ...]:
         if 8 * len(names) > len(self._order):
@@ -215,76 +186,39 @@ class Reconciler:
             placement.update({name: "drop" for name, required in self.before.items() if not required})
         return tuple(slot.name for slotted in self.optimizers for slot in slotted.refill(unfrozen, placement))
 
-    def _modes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        if self._modes_of == (self.trainable, self.wants):
+    def _update_modules(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if self._modules_of == (self.trainable, self.wants):
             return (), ()
-        self._modes_of = (self.trainable, self.wants)
-        places = set[int]().union(*(policy.holds(self._view) for policy in self.policies))
-        wanted = frozenset(self._twins.get(place, place) for place in places) if self._twins else frozenset(places)
-        released, fresh = sorted(self.held - wanted - self._held_before), sorted(wanted - self.held)
-        spans = self.index.spans
-        for place in released:
-            release(spans[place].module)
-        for place in fresh:
-            self._modes_before.setdefault(place, spans[place].module.training)
-            hold(spans[place].module)
-        self.held = wanted
-        lean = set[int]().union(*(policy.lean(self._view) for policy in self.policies))
-        self._make_lean(frozenset(self._twins.get(place, place) for place in lean) & wanted)
-        return tuple([spans[place].name for place in fresh]), tuple([spans[place].name for place in released])
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether ranks hold parts of the parameters, so that bits differ among them."""
-        sharded = any(is_sharded_tensor(parameter) for parameter in self.index.parameters.values())
-        return sharded or bool(self._sharded)
-
-    def rates(self) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer in the step that comes next, warm-up included."""
-        found = []
-        for slotted in self.optimizers:
-            rates = [group["lr"] for group in slotted.optimizer.param_groups]
-            if self._shapers:
-                factors = self._step_factors(slotted.optimizer, slotted.slots, slotted.steps)
-                rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
-            found.append([float(rate) for rate in rates])
-        return found
-
-    def rates_used(self) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer in its last step, where a policy shapes steps."""
-        plain = [[group["lr"] for group in slotted.optimizer.param_groups] for slotted in self.optimizers]
-        used = [shaper.used for shaper in self._shapers] or plain
-        return [[float(rate) for rate in last or rates] for last, rates in zip(used, plain, strict=True)]
-
-    def _make_lean(self, wanted: frozenset[int]) -> None:
-        for place in self._lean - wanted:
-            make_plain(self.index.spans[place].module)
-        for place in wanted - self._lean:
-            make_lean(self.index.spans[place].module)
-        self._lean = wanted
-
-    def training_before(self, place: int) -> bool:
-        """The mode of a module before it was first held: a place in `index.spans`."""
-        return self._modes_before.get(place, self.index.spans[place].module.training)
+        self._modules_of = (self.trainable, self.wants)
+        return self._modules.update(self._frozen_view)
 
     def next_step(self) -> float:
         """The optimizer step at which to reconcile next, if it lies within an epoch."""
         return min((policy.next_step(self.progress) for policy in self.policies), default=float("inf"))
 
+    def validated(self, policy: Policy, metrics: Mapping[str, Any], epoch: int) -> None:
+        """Show a policy the metrics of a validation.
+
+        Raises:
+            PlanError: its metric is not among them.
+        """
+        policy.validated(metrics, epoch, self._take)
+
+    def _take(self, frozen: Collection[str]) -> dict[str, Any]:
+        """A snapshot of what may train while these are frozen, with all buffers and the optimizer state.
+
+        It includes what other policies freeze now: they may let it train before the snapshot is restored.
+        """
+        names = [name for name, required in self.before.items() if required and name not in frozen]
+        return snapshot.take(self.index, frozenset(names), self.optimizers)
+
     def close(self) -> None:
         """Put flags and modes back to what they were before. The optimizers keep their slots, for later checkpoints."""
-        for shaper in self._shapers:
-            shaper.close()
+        self.updates.close()
         for name, required in self.before.items():
             self.index.parameters[name].requires_grad_(required)
-        self._make_lean(frozenset())
-        for place in self.held - self._held_before:
-            release(self.index.spans[place].module)
-        self.held = frozenset()
-        self._modes_of = None
-        for place, training in self._modes_before.items():
-            self.index.spans[place].module.training = training
-        self._modes_before = {}
+        self._modules.close()
+        self._modules_of = None
 
     # ---- checkpoints
 
@@ -293,10 +227,7 @@ class Reconciler:
         record = {
             "progress": [self.progress.epoch, self.progress.step, self.progress.total_steps],
             "trainable": sorted(self.trainable),
-            "policies": [
-                {"class": policy.title, "signature": policy.signature, "state": policy.state_of_run()}
-                for policy in self.policies
-            ],
+            "policies": [entry_of(policy) for policy in self.policies],
             "optimizers": [slotted.record() for slotted in self.optimizers],
         }
         return gathered(record)  # type: ignore[no-any-return]
@@ -307,8 +238,7 @@ class Reconciler:
         Raises:
             ResumeError: other stages, slots or trainable parameters; the message shows both sides.
         """
-        for policy, state in _matched(self.policies, record["policies"]):
-            policy.load_state_of_run(state)
+        load_entries(self.policies, record["policies"])
         change = self.reconcile(Progress(*record["progress"]), modes=modes)
         if difference := sorted(self.trainable ^ set(record["trainable"])):
             name = difference[0]
@@ -321,7 +251,9 @@ class Reconciler:
             )
         if len(self.optimizers) != len(record["optimizers"]):
             raise ResumeError(
-                f"the checkpoint holds {len(record['optimizers'])} optimizers, this run has {len(self.optimizers)}"
+                f"the checkpoint holds {len(record['optimizers'])} optimizers, this run has {len(self.optimizers)}.\n"
+                "  Resume with the configure_optimizers that wrote the checkpoint, or start a new run from its weights "
+                "only"
             )
         for place, (slotted, entry) in enumerate(zip(self.optimizers, record["optimizers"], strict=True)):
             slotted.check_record(entry, f"optimizer {place}")
@@ -329,15 +261,8 @@ class Reconciler:
         return change
 
 
-def _twins(index: ModelIndex) -> dict[int, int]:
-    """Places of modules that are registered several times -> the first place of the same module."""
-    first: dict[int, int] = {}
-    places = [(place, first.setdefault(id(span.module), place)) for place, span in enumerate(index.spans)]
-    return {place: original for place, original in places if place != original}
-
-
-def _said(bindings: Sequence[Binding]) -> dict[str, tuple[str, ...]]:
-    """What each policy calls each parameter, "" where it does not: two may mean different things by one word."""
+def _labels_by_policy(bindings: Sequence[Binding]) -> dict[str, tuple[str, ...]]:
+    """Parameter -> its label in each policy, "" where it has none: two policies may mean different things by one."""
     names = dict.fromkeys(name for binding in bindings for name in binding.labels)
     return {name: tuple(binding.labels.get(name, "") for binding in bindings) for name in names}
 
@@ -348,27 +273,3 @@ def _factors(bindings: Sequence[Binding]) -> dict[str, float]:
         for name, factor in binding.factors.items():
             factors[name] = factors.get(name, 1.0) * factor
     return factors
-
-
-def _matched(policies: Sequence[Policy], saved: Sequence[Mapping[str, Any]]) -> list[tuple[Policy, dict[str, Any]]]:
-    """Each policy with its state: by class and signature, so that their order in the list does not matter."""
-    left = list(saved)
-    matched = []
-    for policy in policies:
-        same = [entry for entry in left if entry["class"] == policy.title]
-        fitting = next((entry for entry in same if entry["signature"] == policy.signature), None)
-        if fitting is None and policy.signature is not None:
-            found = "\n              ".join(_show(entry["signature"]) for entry in same) or "none"
-            raise ResumeError(
-                f"the checkpoint does not fit {policy.title}.\n  Checkpoint: {found}\n"
-                f"  This run:   {_show(policy.signature)}\n"
-                "  Resume with the callbacks that wrote the checkpoint, or start a new run from its weights only"
-            )
-        if fitting is not None:
-            left = [entry for entry in left if entry is not fitting]
-        matched.append((policy, dict(fitting["state"]) if fitting else {}))
-    return matched
-
-
-def _show(signature: Any) -> str:
-    return ", ".join(f"{name} {patterns}" for name, patterns in signature) if signature else "nothing"

@@ -31,7 +31,7 @@ def take(index: ModelIndex, names: Collection[str], optimizers: Sequence[Slotted
 
 
 @torch.no_grad()
-def bring_back(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Sequence[SlottedOptimizer]) -> None:
+def restore(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Sequence[SlottedOptimizer]) -> None:
     """Write a snapshot back, in place. A parameter that had no optimizer state then has none afterwards."""
     for name, value in snapshot["parameters"].items():
         parameter = index.parameters[name]

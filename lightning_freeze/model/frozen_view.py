@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import accumulate
 
-from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.index import ModelIndex, Place
 
 
 class FrozenView:
@@ -20,11 +20,9 @@ class FrozenView:
         for place, name in enumerate(index.entries):
             self._places.setdefault(name, []).append(place)
         self._flags = bytearray(name in trainable for name in index.entries)
-        self._ranges = [
-            (place, span.start, span.stop) for place, span in enumerate(index.spans) if span.stop > span.start
-        ]
+        self._ranges = [(place, span.start, span.stop) for place, span in index.places if span.stop > span.start]
         self._gaps = self._between_owners()
-        self._frozen: list[tuple[int, int, int]] | None = None
+        self._frozen: list[tuple[Place, int, int]] | None = None
 
     def move(self, unfrozen: Iterable[str], frozen: Iterable[str]) -> None:
         """Take in what began and what stopped to train."""
@@ -34,23 +32,23 @@ class FrozenView:
                     self._flags[place] = flag
         self._frozen = None
 
-    def _ranges_frozen(self) -> list[tuple[int, int, int]]:
+    def _ranges_frozen(self) -> list[tuple[Place, int, int]]:
         """The modules that have parameters and train none of them, with their ranges."""
         if self._frozen is None:
             sums = list(accumulate(self._flags, initial=0))
             self._frozen = [(place, start, stop) for place, start, stop in self._ranges if sums[start] == sums[stop]]
         return self._frozen
 
-    def frozen(self, places: Collection[int]) -> set[int]:
+    def frozen(self, places: Collection[Place]) -> set[Place]:
         """Which of these modules train nothing; one without parameters follows the module it lies in."""
         return set(places) & self._with_subtrees([place for place, _, _ in self._ranges_frozen()])
 
-    def train_nothing(self, places: Collection[int]) -> set[int]:
+    def train_nothing(self, places: Collection[Place]) -> set[Place]:
         """Which of these modules have no parameter that trains, with none at all among them."""
         spans = self.index.spans
         return {place for place in places if not any(self._flags[spans[place].start : spans[place].stop])}
 
-    def frozen_modules(self, mine: Collection[str]) -> set[int]:
+    def frozen_modules(self, mine: Collection[str]) -> set[Place]:
         """Modules to run in eval mode because of the frozen parameters `mine`.
 
         A module whose parameters are all frozen, some of them mine, with everything under it; and modules
@@ -63,24 +61,24 @@ class FrozenView:
         inside.update([place for place, before, after in self._gaps if before in inside and after in inside])
         return inside
 
-    def _with_subtrees(self, places: Iterable[int]) -> set[int]:
+    def _with_subtrees(self, places: Iterable[Place]) -> set[Place]:
         """Places, in ascending order, and all that lie under them."""
-        found: set[int] = set()
+        found: set[Place] = set()
         done = 0
         for place in places:
             if place >= done:
                 done = self.index.spans[place].end
-                found.update(range(place, done))
+                found.update(map(Place, range(place, done)))
         return found
 
-    def _between_owners(self) -> list[tuple[int, int, int]]:
+    def _between_owners(self) -> list[tuple[Place, int, int]]:
         """Each module without parameters, with the modules that own the parameter before and after it."""
-        owner: dict[int, int] = {}
-        for place, span in enumerate(self.index.spans):
+        owner: dict[int, Place] = {}
+        for place, span in self.index.places:
             own = sum(parameter is not None for parameter in span.module._parameters.values())
             owner.update((entry, place) for entry in range(span.start, span.start + own))
-        gaps = []
-        for place, span in enumerate(self.index.spans):
+        gaps: list[tuple[Place, int, int]] = []
+        for place, span in self.index.places:
             if span.start == span.stop and span.start in owner:
                 before = span.start - 1
                 while before >= 0 and self.index.spans[owner[before]].end > place:  # a position, of a module around it

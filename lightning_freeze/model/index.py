@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NewType
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ _WRAPPER_ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 
 
 _WRAPPER_CLASSES = (DistributedDataParallel, DataParallel)
+
+
+Place = NewType("Place", int)  # of a module in `ModelIndex.spans`
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class ModelIndex:
         found = {name: dict(module._buffers.items()).get(leaf) for name, (module, leaf) in self.buffer_places.items()}
         return {name: buffer for name, buffer in found.items() if buffer is not None}
 
+    @property
+    def places(self) -> Iterator[tuple[Place, ModuleSpan]]:
+        """Every module with its place in `spans`, in pre-order."""
+        return ((Place(place), span) for place, span in enumerate(self.spans))
+
     @cached_property
     def modules(self) -> dict[str, ModuleSpan]:
         """Name -> span; a wrapper and what it wraps share a name, the inner one counts."""
@@ -155,7 +164,7 @@ def tensors_of(index: ModelIndex, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: everything[name] for name in names if name in everything}
 
 
-def buffers_of(index: ModelIndex, held: Collection[int]) -> list[str]:
+def buffers_of(index: ModelIndex, held: Collection[Place]) -> list[str]:
     """Names of the buffers that belong to held modules: what eval mode has to keep as it is."""
     modules = {id(index.spans[place].module) for place in held}
     return [name for name, (module, _) in index.buffer_places.items() if id(module) in modules]

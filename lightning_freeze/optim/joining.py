@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import OptimizerError
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.optim.slotted import make_whole
 from lightning_freeze.optim.state import fresh_optimizer
 
 
-def join(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -> None:
+def join_group(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -> None:
     """Put a parameter that was in no optimizer into a group, before the split.
 
     Raises:
@@ -59,3 +61,26 @@ def home_of(name: str, homes: Mapping[str, tuple[int, int]], ndims: Mapping[str,
         f"'{name}' is to be trained but is in no optimizer, and it is not clear which group it should join: "
         f"its siblings are in {len(set(homes.values()))} groups.\n  Add it to an optimizer in configure_optimizers"
     )
+
+
+def join_homeless(optimizers: Sequence[Optimizer], index: ModelIndex, trains: Collection[str]) -> None:
+    """Put each parameter that will train and is in no optimizer into the group of its siblings, before the split.
+
+    Raises:
+        OptimizerError: it is not clear which group, or the optimizer does not take it.
+    """
+    if not optimizers:
+        return
+    for optimizer in optimizers:
+        make_whole(optimizer)
+    homes = {
+        name: (place, group)
+        for place, optimizer in enumerate(optimizers)
+        for group, options in enumerate(optimizer.param_groups)
+        for parameter in options["params"]
+        if (name := index.name_of(parameter)) is not None
+    }
+    ndims = {name: parameter.dim() for name, parameter in index.parameters.items()}
+    homeless = [name for name in index.parameters if name in trains and name not in homes]
+    for name, (place, group) in [(name, home_of(name, homes, ndims)) for name in homeless]:
+        join_group(optimizers[place], name, index.parameters[name], group)

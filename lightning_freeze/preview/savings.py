@@ -85,7 +85,7 @@ def savings(
     """
     walk = _Walk()
     with config.undisturbed(files):
-        preview(files, overrides, model=model, data=data, watch=walk)
+        preview(files, overrides, model=model, data=data, on_change=walk)
     if walk.found is None:
         raise PlanError("the run has no training step")
     return walk.found
@@ -100,18 +100,19 @@ class _Walk:
         self._last: Any = None
 
     def __call__(self, trainer: Any, module: Any, run: Reconciler) -> None:
-        state = run.trainable, run.held
+        view = run.view
+        state = view.trainable, view.held
         if state == self._last:
             return
         if self.found is None:
             self._batch = _first_batch(trainer, module)
             with _everything(run):
                 full = self._cost(module, run)
-            self.found = Savings(run.index.model_name, full)
+            self.found = Savings(view.index.model_name, full)
         before = self._last[0] if self._last else frozenset()
         self._last = state
-        when = f"epoch {run.progress.epoch}, step {run.progress.step}"
-        self.found.stages.append((when, _what(run, run.trainable - before), self._cost(module, run)))
+        when = f"epoch {view.progress.epoch}, step {view.progress.step}"
+        self.found.stages.append((when, _what(run, view.trainable - before), self._cost(module, run)))
 
     def _cost(self, module: Any, run: Reconciler) -> Cost:
         found = cost(module, lambda: _loss(module, self._batch))
@@ -138,14 +139,15 @@ def _what(run: Reconciler, names: frozenset[str]) -> str:
 @contextmanager
 def _everything(run: Reconciler) -> Iterator[None]:
     """The model as it was before the callbacks: for a while, everything trains and nothing is held."""
+    view = run.view
     modules = [span.module for span in run.index.spans]
     flags = {name: parameter.requires_grad for name, parameter in run.index.parameters.items()}
     modes, lean = [module.training for module in modules], [module for module in modules if is_lean(module)]
     try:
         for name, required in run.before.items():
             run.index.parameters[name].requires_grad_(required)
-        for place, module in enumerate(modules):
-            module.training = run.training_before(place)
+        for place, span in run.index.places:
+            span.module.training = view.training_before(place)
         _each(lean, make_plain)
         yield
     finally:

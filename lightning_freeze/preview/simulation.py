@@ -24,7 +24,7 @@ from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer.session import session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
-Watch = Callable[[Any, Any, Reconciler], None]
+OnChange = Callable[[Any, Any, Reconciler], None]
 _SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
@@ -65,7 +65,7 @@ def preview(
     model: str | None = None,
     data: str | None = None,
     steps_per_epoch: int | None = None,
-    watch: Watch | None = None,
+    on_change: OnChange | None = None,
 ) -> Preview:
     """Simulate the fit that a LightningCLI config describes: nothing is trained, no batch is read, no GPU is touched.
 
@@ -75,7 +75,7 @@ def preview(
         model: `pkg.mod:Class`, where the config does not name it.
         data: the same of the data module.
         steps_per_epoch: batches of an epoch, in place of the length of the dataloader, which is not made then.
-        watch: called with trainer, model and reconciler whenever these are as in the real run.
+        on_change: called with trainer, model and reconciler whenever these are as in the real run.
 
     Raises:
         FreezeError: whatever the run would fail on.
@@ -86,7 +86,7 @@ def preview(
             files, overrides, model=model, data=data, adjust=lambda options: _take_over(options, asked),
             trainer_class=_trainer_class,
         )  # fmt: skip
-        return _simulate(built, asked, steps_per_epoch, watch)
+        return _simulate(built, asked, steps_per_epoch, on_change)
 
 
 # ---- a trainer that stands still
@@ -162,7 +162,7 @@ def _check_strategy(asked: Mapping[str, Any], package: str, policies: Sequence[P
 
 
 def _simulate(
-    built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None, watch: Watch | None
+    built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None, on_change: OnChange | None
 ) -> Preview:
     trainer, model = built.trainer, built.model
     package = next(
@@ -186,7 +186,7 @@ def _simulate(
     if any(policy.needs_run_length for policy in policies):
         trainer.total_steps = session.run_length(trainer)
     simulation = Simulation(trainer, model, run, remarks)
-    simulation.watch = watch
+    simulation.on_change = on_change
     found = simulation.go()
     found.processes, found.bytes_each = processes, 2 if str(asked["precision"]).endswith("-true") else None
     if str(asked["precision"]) in ("32-true", "64-true"):
@@ -241,7 +241,7 @@ class Simulation:
                 remarks.append(f"{type(one.scheduler).__name__}: its metric is assumed to go on improving.")
             else:
                 self.schedulers.append(one)
-        if any(getattr(policy, "monitor", None) for policy in run.policies):
+        if any(policy.watched_metric for policy in run.policies):
             remarks.append("Metric triggers are shown as early as they can fire: with a metric that never improves.")
         if not model.automatic_optimization:
             remarks.append("Manual optimization: every optimizer is assumed to step once per batch.")
@@ -252,8 +252,9 @@ class Simulation:
         expected = min(planned, (trainer.max_epochs if trainer.max_epochs != -1 else math.inf) * trainer.batches)
         self.every = max(1, int(expected) // _SAMPLES)
         self._reconcile()
-        table = start_table(self.run)
-        self.timeline.begin(self.run, f"{self.run.index.model_name}: {', '.join(_titles(self.run))}")
+        table = start_table(self.run.view)
+        view = self.run.view
+        self.timeline.begin(view, f"{view.index.model_name}: {', '.join(view.deciding)}")
         while (trainer.max_epochs == -1 or trainer.epoch < trainer.max_epochs) and trainer.steps < planned:
             self._epoch(planned)
             trainer.epoch += 1
@@ -265,7 +266,7 @@ class Simulation:
         return Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
 
     time = 0.0
-    watch: Watch | None = None
+    on_change: OnChange | None = None
 
     def _epoch(self, planned: float) -> None:
         trainer = self.trainer
@@ -303,8 +304,8 @@ class Simulation:
         interval = trainer.val_check_interval
         times = max(1, round(1 / interval)) if isinstance(interval, float) and interval > 0 else 1
         for policy in self.run.policies:
-            for _ in range(times if getattr(policy, "monitor", None) is not None else 0):
-                policy.on_validation_end(trainer, self.model)  # type: ignore[attr-defined]
+            for _ in range(times if policy.watched_metric is not None else 0):
+                self.run.validated(policy, _Constant(), trainer.epoch)
 
     def _reconcile(self) -> bool:
         change = self.run.reconcile(Progress(self.trainer.epoch, self.trainer.steps, self.total))
@@ -324,13 +325,9 @@ class Simulation:
 
     def _sample(self, change: bool, batches: int) -> None:
         time = self.trainer.epoch + batches / self.trainer.batches
-        self.timeline.add(self.run, time, self.trainer.steps, change=change)
-        if self.watch is not None:
-            self.watch(self.trainer, self.model, self.run)
-
-
-def _titles(run: Reconciler) -> list[str]:
-    return list(dict.fromkeys(policy.title for policy in run.policies))
+        self.timeline.add(self.run.view, self.run.updates.rates(), time, self.trainer.steps, change=change)
+        if self.on_change is not None:
+            self.on_change(self.trainer, self.model, self.run)
 
 
 def state_per_element(optimizer: Any, dtype: torch.dtype) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from lightning_freeze.engine.policy import Change
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.declarations import Change
+from lightning_freeze.engine.run_view import RunView
 
 
-def change_line(run: Reconciler, done: Change) -> str:
+def change_line(run: RunView, done: Change) -> str:
     """One line: when, what, and how much trains now."""
     parts = [
         f"{verb} {_places(run, names)}"
@@ -24,7 +24,7 @@ def change_line(run: Reconciler, done: Change) -> str:
     return f"{where}: {'; '.join(parts)}; {trainable:,} of {total:,} parameters ({trainable / total:.1%}) train"
 
 
-def _places(run: Reconciler, names: Sequence[str]) -> str:
+def _places(run: RunView, names: Sequence[str]) -> str:
     """The stages that these parameters are, in the words of the policy that needs the fewest."""
     divisions = [binding.labels for binding in run.bindings if all(binding.labels.get(name) for name in names)]
     counts = [Counter(labels[name] for name in names) for labels in divisions]

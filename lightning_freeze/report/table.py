@@ -8,15 +8,15 @@ from rich import box
 from rich.table import Table
 
 from lightning_freeze.engine.context import Context
+from lightning_freeze.engine.declarations import Row
 from lightning_freeze.engine.modes import is_held
-from lightning_freeze.engine.policy import Row
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.layers import is_norm
 from lightning_freeze.report.rendering import render, value_range
 from lightning_freeze.stages.stage import BoundStage
 
 
-def start_table(run: Reconciler) -> str:
+def start_table(run: RunView) -> str:
     """The table of stages, and what is worth a remark."""
     table = Table(title=f"lightning_freeze: {run.index.model_name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge = (0, 1, 0, 0), False
@@ -27,7 +27,7 @@ def start_table(run: Reconciler) -> str:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("norm\nlayers", no_wrap=True)
     table.add_column("frozen by", overflow="fold", min_width=15)
-    rows = [row for policy in run.policies for row in policy.rows(run.progress)]
+    rows = run.rows
     for row in rows:
         table.add_row(*_cells(run, row))
     if rest := _rest(run, rows):
@@ -37,7 +37,7 @@ def start_table(run: Reconciler) -> str:
     return "\n".join([render(table), *_remarks(run), *(line for policy in run.policies for line in policy.remarks())])
 
 
-def _rest(run: Reconciler, rows: Sequence[Row]) -> list[str]:
+def _rest(run: RunView, rows: Sequence[Row]) -> list[str]:
     named = {name for row in rows for name in row.names}
     return [name for name in run.index.parameters if name not in named] if rows else []
 
@@ -60,12 +60,12 @@ def stages_table(context: Context, bound: Sequence[BoundStage]) -> str:
     return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{render(table)}"
 
 
-def _name_of_rest(run: Reconciler) -> tuple[str, tuple[str, ...], str]:
+def _name_of_rest(run: RunView) -> tuple[str, tuple[str, ...], str]:
     staged = any(binding.trains and binding.labels for binding in run.bindings)
     return ("in no stage", (), "never") if staged else ("all others", (), "always")
 
 
-def _cells(run: Reconciler, row: Row) -> list[str]:
+def _cells(run: RunView, row: Row) -> list[str]:
     sizes = {name: run.index.parameters[name].numel() for name in row.names}
     trainable = sum(size for name, size in sizes.items() if name in run.trainable)
     total = sum(parameter.numel() for parameter in run.index.parameters.values()) or 1
@@ -84,20 +84,15 @@ def _cells(run: Reconciler, row: Row) -> list[str]:
     ]
 
 
-def _rates(run: Reconciler, names: Collection[str]) -> tuple[str, str]:
+def _rates(run: RunView, names: Collection[str]) -> tuple[str, str]:
     """The rates and factors of the slots that hold these parameters."""
     wanted = set(names)
-    found = [
-        (float(group["lr"]), slot.factor)
-        for slotted in run.optimizers
-        for slot, group in zip(slotted.slots, slotted.optimizer.param_groups, strict=True)
-        if wanted.intersection(slot.names)
-    ]
+    found = [(slot.lr, slot.factor) for slot in run.slots if wanted.intersection(slot.names)]
     rates, factors = sorted({rate for rate, _ in found}), sorted({factor for _, factor in found})
     return value_range(rates, ".2e"), value_range(factors, ".3g")
 
 
-def _norms(run: Reconciler, names: Collection[str]) -> str:
+def _norms(run: RunView, names: Collection[str]) -> str:
     layers = {id(span.module): span for span in run.index.spans if is_norm(span.module)}.values()
     mine = [span.module for span in layers if set(run.index.entries[span.start : span.stop]) & set(names)]
     held = sum(is_held(layer) or not layer.training for layer in mine)
@@ -106,7 +101,7 @@ def _norms(run: Reconciler, names: Collection[str]) -> str:
     return f"{len(mine)} " + ("eval" if held == len(mine) else "train" if not held else f"({held} eval)")
 
 
-def _frozen_by(run: Reconciler, names: Collection[str]) -> str:
+def _frozen_by(run: RunView, names: Collection[str]) -> str:
     frozen = set(names) - run.trainable
     titles = [
         policy.title for policy, want in zip(run.policies, run.wants, strict=True) if not frozen.isdisjoint(want.frozen)
@@ -116,7 +111,7 @@ def _frozen_by(run: Reconciler, names: Collection[str]) -> str:
     return "\n".join(dict.fromkeys(titles))
 
 
-def _remarks(run: Reconciler) -> list[str]:
+def _remarks(run: RunView) -> list[str]:
     """Whether the backward pass runs through frozen layers, as far as the order of the layers is known."""
     order = _from_input(run)
     first = next((place for place, name in enumerate(order) if name in run.trainable), len(order))
@@ -130,7 +125,7 @@ def _remarks(run: Reconciler) -> list[str]:
     ]
 
 
-def _from_input(run: Reconciler) -> list[str]:
+def _from_input(run: RunView) -> list[str]:
     """Parameters from the input to the head: by the stages where there are any, else in order of registration."""
     staged = [
         row

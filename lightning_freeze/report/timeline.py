@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.run_view import RunView
 
 _SAMPLES = 800  # kept at most; of a longer run every second one, every fourth, ...
 
@@ -54,7 +55,7 @@ class Timeline:
     values: list[tuple[float, float]] = field(default_factory=list)
     thinned: int = 1
 
-    def begin(self, run: Reconciler, title: str) -> None:
+    def begin(self, run: RunView, title: str) -> None:
         """Take the stages of a run; what an earlier part of it recorded stays."""
         self.title, self.stages = title, stage_names(run)
         members = stage_members(run)
@@ -62,11 +63,21 @@ class Timeline:
         self.sizes = [sum(sizes[name] for name in members[stage]) for stage in self.stages]
         self.parameters = sum(sizes.values())
 
-    def add(self, run: Reconciler, time: float, step: int, *, change: bool = False) -> None:
-        """Record how things are from `time` on."""
-        rates = stage_rates(run, run.rates())
+    def add(
+        self, run: RunView, rates: Sequence[Sequence[float]], time: float, step: int, *, change: bool = False
+    ) -> None:
+        """Record the state of a run from `time` on.
+
+        Args:
+            run: the run.
+            rates: of each slot of each optimizer.
+            time: in epochs.
+            step: optimizer steps done.
+            change: whether something was unfrozen or frozen here.
+        """
+        by_stage = stage_rates(run, rates)
         trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
-        sample = Sample(time, step, [rates[stage] for stage in self.stages], trainable, change)
+        sample = Sample(time, step, [by_stage[stage] for stage in self.stages], trainable, change)
         self.end = max(self.end, time)
         if self.samples and self.samples[-1].time == time:  # a change where a sample was taken just now
             sample.change |= self.samples.pop().change
@@ -87,9 +98,9 @@ class Timeline:
         return cls(**{**record, "samples": samples, "values": values})
 
 
-def stage_members(run: Reconciler) -> dict[str, list[str]]:
+def stage_members(run: RunView) -> dict[str, list[str]]:
     """Stage -> its parameters, the stage that trains first in front; those of no stage are 'rest'."""
-    rows = [row.name for policy in run.policies for row in policy.rows(run.progress)]
+    rows = [row.name for row in run.rows]
     found: dict[str, list[str]] = {name: [] for name in rows if name in run.labels.values()}
     for name in reversed(run.index.parameters):
         found.setdefault(run.labels.get(name, "rest"), []).append(name)
@@ -98,17 +109,21 @@ def stage_members(run: Reconciler) -> dict[str, list[str]]:
     return {stage: names for stage, names in found.items() if names}
 
 
-def stage_names(run: Reconciler) -> list[str]:
+def stage_names(run: RunView) -> list[str]:
     """The stages of a run, head first."""
     return list(stage_members(run))
 
 
-def stage_rates(run: Reconciler, by_slot: list[list[float]]) -> dict[str, float | None]:
-    """Stage -> learning rate, the largest of its slots; None while it is frozen."""
-    rates: dict[str, float | None] = dict.fromkeys(stage_names(run))
-    for slotted, used in zip(run.optimizers, by_slot, strict=True):
-        for slot, group, rate in zip(slotted.slots, slotted.optimizer.param_groups, used, strict=True):
-            label = slot.label or "rest"
-            if group["params"] and label in rates:
-                rates[label] = max(rates[label] or 0.0, rate)
-    return rates
+def stage_rates(run: RunView, rates: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Stage -> learning rate, the largest of its slots; None while it is frozen.
+
+    Args:
+        run: the run.
+        rates: of each slot of each optimizer.
+    """
+    found: dict[str, float | None] = dict.fromkeys(stage_names(run))
+    for slot, rate in zip(run.slots, [rate for used in rates for rate in used], strict=True):
+        label = slot.label or "rest"
+        if slot.trains and label in found:
+            found[label] = max(found[label] or 0.0, rate)
+    return found

@@ -19,14 +19,12 @@ class Plateau:
         stage: the stage that `best` and `wait` belong to.
         best: the best value of that stage, smaller is better.
         wait: checks since then.
-        best_weights: a snapshot of the weights of that check, where one was asked for.
     """
 
     ends: dict[int, int] = field(default_factory=dict)
     stage: int = 0
     best: float = math.inf
     wait: int = 0
-    best_weights: dict[str, Any] | None = None
 
     def started(self, epoch: int, max_epochs: int | None, stages: int) -> int:
         """How many stages have started by `epoch`.
@@ -53,7 +51,7 @@ class Plateau:
         if stage in self.ends:  # this stage is over; the next one starts with the next epoch
             return False
         if stage != self.stage:
-            self.stage, self.best, self.wait, self.best_weights = stage, math.inf, 0, None
+            self.stage, self.best, self.wait = stage, math.inf, 0
         if value + min_delta < torch.tensor(self.best, dtype=value.dtype):
             self.best, self.wait = value.item(), 0
             return True
@@ -63,7 +61,5 @@ class Plateau:
         return False
 
     def record(self) -> dict[str, Any]:
-        """The fields as plain types and tensors."""
-        return {"ends": dict(self.ends)} | {
-            name: getattr(self, name) for name in ("stage", "best", "wait", "best_weights")
-        }
+        """The fields as plain types."""
+        return {"ends": dict(self.ends), "stage": self.stage, "best": self.best, "wait": self.wait}

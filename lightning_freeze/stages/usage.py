@@ -62,7 +62,7 @@ class Usage:
     looped: set[int] = field(default_factory=set)
 
 
-class _Watch(TorchFunctionMode):
+class _UsageMode(TorchFunctionMode):
     """Fill a `Usage`: order of use, and masks that follow the data from function to function."""
 
     def __init__(self, index: ModelIndex) -> None:
@@ -159,7 +159,7 @@ def record_usage(index: ModelIndex, example_input: object, source: str = "exampl
     Raises:
         PlanError: the forward raised.
     """
-    arguments, watch = copied_for(index, example_input), _Watch(index)
+    arguments, watch = copied_for(index, example_input), _UsageMode(index)
     for tensor in tensors_in(arguments):
         watch.masks[tensor] = FROM_INPUT
     try:

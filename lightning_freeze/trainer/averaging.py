@@ -7,35 +7,35 @@ for the length of a fit, and what is frozen at that moment is put back bit for b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
-from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.index import buffers_of, tensors_of
 
 # The methods that write parameters or buffers of the model, apart from a swap that is undone.
 _METHODS = ("transfer_weights", "reset_batch_norm_and_save_state", "_copy_average_to_current")
 
 
-def guard(callbacks: Sequence[Any], run: Reconciler) -> None:
-    """Let averages beside us write only what trains, until `release`.
+def protect(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
+    """Let averages beside us write only what trains, until `unprotect`.
 
     Args:
         callbacks: all of the Trainer.
-        run: of the fit that is running.
+        view: returns the run as it is now.
     """
     for callback in _averages(callbacks):
         for method in _METHODS:
             if hasattr(type(callback), method):
-                setattr(callback, method, partial(_guarded, callback, method, run))
+                setattr(callback, method, partial(_protected, callback, method, view))
 
 
-def release(callbacks: Sequence[Any]) -> None:
-    """Leave averages as they were before `guard`."""
+def unprotect(callbacks: Sequence[Any]) -> None:
+    """Leave averages as they were before `protect`."""
     for callback in _averages(callbacks):
         for method in _METHODS:
             vars(callback).pop(method, None)
@@ -46,9 +46,10 @@ def _averages(callbacks: Sequence[Any]) -> list[Any]:
     return [one for one in callbacks if kinds & {cls.__name__ for cls in type(one).__mro__}]
 
 
-def _guarded(callback: Any, method: str, run: Reconciler, *args: Any) -> Any:
+def _protected(callback: Any, method: str, view: Callable[[], RunView], *args: Any) -> Any:
     original = getattr(type(callback), method)
     bound = args if isinstance(_as_defined(type(callback), method), staticmethod) else (callback, *args)
+    run = view()
     with _kept(run):
         result = original(*bound)
         for place in run.held:  # SWA would fill their statistics anew
@@ -65,7 +66,7 @@ def _as_defined(cls: type, method: str) -> Any:
 
 
 @contextmanager
-def _kept(run: Reconciler) -> Iterator[None]:
+def _kept(run: RunView) -> Iterator[None]:
     """Put frozen parameters, and the buffers of held modules, back to the bits they have now."""
     index = run.index
     names = [name for name in index.parameters if name not in run.trainable] + buffers_of(index, run.held)

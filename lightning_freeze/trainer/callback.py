@@ -40,6 +40,10 @@ class FreezeCallback(Policy, Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         session_of(trainer).before_update(optimizer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            session_of(trainer).validated(trainer, self)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         session_of(trainer).finish(trainer)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_freeze.engine.context import Context, Discovered
-from lightning_freeze.engine.policy import Change, Policy, shared_stages
+from lightning_freeze.engine.declarations import Change
+from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.reconciler import Reconciler
-from lightning_freeze.engine.snapshot import take
+from lightning_freeze.engine.run_view import RunView
+from lightning_freeze.engine.updates import Updates
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.model.index import is_compiled
 from lightning_freeze.report.changes import change_line
@@ -83,7 +85,7 @@ class Session:
             check_strategy(trainer.strategy, policy.title)
             if policy.idles:
                 check_unused(trainer.strategy, policy.title)
-            policy.check_run(trainer)
+            policy.check_trainer(trainer)
         if _is_whole(model):
             context = Context(model, shared_stages(self.policies), self._discovered)
             for policy in self.policies:
@@ -110,7 +112,7 @@ class Session:
             rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
         self._found = FoundRates(self._callbacks)
-        averaging.guard(self._callbacks, self.reconciler)
+        averaging.protect(self._callbacks, self.view)
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
         else:
@@ -137,9 +139,9 @@ class Session:
         self.next_step = self.reconciler.next_step()
         if not self._announced:
             self._announced = True
-            self._print(trainer, start_table(self.reconciler))
+            self._print(trainer, start_table(self.reconciler.view))
         elif change:
-            self._print(trainer, change_line(self.reconciler, change))
+            self._print(trainer, change_line(self.reconciler.view, change))
         return change
 
     @staticmethod
@@ -164,7 +166,7 @@ class Session:
     def before_update(self, optimizer: Optimizer) -> None:
         """The gradients are there, and have not been clipped."""
         if self.reconciler is not None:
-            self.reconciler.before_update(optimizer)
+            self.reconciler.updates.before(optimizer)
         if self._compiling is not None and (lost := self._compiling.without_gradient()):
             warnings.warn(
                 f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
@@ -173,17 +175,34 @@ class Session:
             )
 
     def _print(self, trainer: Trainer, text: str) -> None:
-        if text and trainer.is_global_zero and all(getattr(policy, "verbose", True) for policy in self.policies):
+        if text and trainer.is_global_zero and all(policy.verbose for policy in self.policies):
             show(text)
 
-    def snapshot(self, frozen: Collection[str]) -> dict[str, Any]:
-        """The weights that may train while these are frozen, all buffers, and the optimizer state that belongs to them.
-
-        With what others freeze now: they may let it train before the snapshot comes back.
-        """
+    def view(self) -> RunView:
+        """The run as it is now, to read."""
         assert self.reconciler is not None
-        names = [name for name, required in self.reconciler.before.items() if required and name not in frozen]
-        return take(self.reconciler.index, frozenset(names), self.reconciler.optimizers)
+        return self.reconciler.view
+
+    def updates(self) -> Updates:
+        """What happens in the steps of the run: the rates of the next step, and of the last one."""
+        assert self.reconciler is not None
+        return self.reconciler.updates
+
+    def validated(self, trainer: Trainer, policy: Policy) -> None:
+        """Show a policy the metrics of the validation that has just ended; rank 0's, so that all ranks decide alike.
+
+        Raises:
+            PlanError: the metric that it watches is not among them.
+        """
+        if self.reconciler is None or policy.watched_metric is None:
+            return
+        metrics = dict(trainer.callback_metrics)
+        if policy.watched_metric in metrics:
+            value = torch.as_tensor(metrics[policy.watched_metric]).detach().cpu()
+            metrics[policy.watched_metric] = trainer.strategy.broadcast(
+                value if value.is_floating_point() else value.float()
+            )
+        self.reconciler.validated(policy, metrics, trainer.current_epoch)
 
     # ---- checkpoints
 
@@ -210,7 +229,7 @@ class Session:
         if record and record is not self._loaded:
             self._loaded = record
             if self.reconciler is not None:
-                self._take_up(record, modes=bool(self.reconciler.held))
+                self._take_up(record, modes=bool(self.reconciler.view.held))
 
     def _before_load(self, path: Any, weights_only: bool | None) -> None:
         """Where a checkpoint is loaded after the start: be as it was, before the optimizers load their state."""
@@ -232,7 +251,7 @@ class Session:
         """Put everything back, however the fit ended."""
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
-            averaging.release(self._callbacks)
+            averaging.unprotect(self._callbacks)
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True

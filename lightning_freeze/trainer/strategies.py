@@ -84,7 +84,7 @@ def check_record(strategy: Any, record: Mapping[str, Any]) -> None:
     if "FSDPStrategy" not in {cls.__name__ for cls in type(strategy).__mro__}:
         return
     aside = [name for entry in record["optimizers"] for name in entry["aside"]]
-    best = any(policy["state"].get("best_weights") for policy in record["policies"])
+    best = any(policy["snapshot"] for policy in record["policies"])
     if aside or best:
         what = f"the optimizer state of frozen parameters ('{aside[0]}')" if aside else "the best weights of a stage"
         raise UnsupportedStrategyError(

@@ -319,9 +319,9 @@ def test_what_is_to_be_ignored_has_to_exist() -> None:
         fit(Net(), [FreezeAudit(ignore="teacher")])
 
 
-def test_a_copy_leaves_the_watch_behind() -> None:
+def test_a_copy_leaves_the_watcher_behind() -> None:
     proof = FreezeAudit(verbose=False)
-    copies = Spy("on_train_epoch_end", lambda *_: (pickle.dumps(proof), copy.deepcopy(proof)._watch))
+    copies = Spy("on_train_epoch_end", lambda *_: (pickle.dumps(proof), copy.deepcopy(proof)._watcher))
     fit(Net(), [FreezeLayers("stem"), proof, copies], epochs=1)
     assert [watch for _, watch in copies.seen] == [None]
 

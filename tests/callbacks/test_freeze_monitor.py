@@ -161,9 +161,10 @@ def test_a_long_run_is_thinned_and_keeps_its_changes() -> None:
     net = Net()
     run = Reconciler(net, gradual(every_n_train_steps=700), [net.configure_optimizers()])
     timeline = Timeline()
-    timeline.begin(run, "long")
+    timeline.begin(run.view, "long")
     for step in range(5000):
-        timeline.add(run, step / 100, step, change=bool(run.reconcile(Progress(0, step))))
+        change = bool(run.reconcile(Progress(0, step)))
+        timeline.add(run.view, run.updates.rates(), step / 100, step, change=change)
     assert len(timeline.samples) <= 800
     assert [sample.step for sample in timeline.samples if sample.change] == [0, 700, 1400]
     assert timeline.end == 49.99

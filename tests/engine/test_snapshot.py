@@ -9,7 +9,7 @@ import torch
 from helpers import Net, tensors
 from torch.optim import AdamW
 
-from lightning_freeze.engine.snapshot import bring_back, take
+from lightning_freeze.engine.snapshot import restore, take
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.optim.slotted import SlottedOptimizer
 
@@ -37,11 +37,11 @@ def test_parameters_buffers_and_state_come_back_and_a_snapshot_may_be_used_twice
     state = {key: {name: value.clone() for name, value in entry.items()} for key, entry in state.items()}
     for _ in range(2):
         step(model, optimizer)
-        bring_back(snapshot, index, [slotted])
+        restore(snapshot, index, [slotted])
         assert all(torch.equal(value, second[name]) for name, value in model.state_dict().items())
         now = optimizer.state_dict()["state"]
         assert all(torch.equal(value, now[key][name]) for key, entry in state.items() for name, value in entry.items())
-    bring_back(without_state, index, [slotted])
+    restore(without_state, index, [slotted])
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
     assert optimizer.state_dict()["state"] == {}
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
@@ -61,7 +61,7 @@ def test_a_buffer_that_was_replaced_meanwhile_is_the_one_that_comes_back() -> No
     model.stem[1].running_mean = torch.ones(4)
     snapshot = take(index, set(), [])
     model.stem[1].running_mean = torch.zeros(4)
-    bring_back(snapshot, index, [])
+    restore(snapshot, index, [])
     assert model.stem[1].running_mean.tolist() == [1.0] * 4
 
 
@@ -73,7 +73,7 @@ def test_a_buffer_that_cannot_be_written_in_place_meanwhile_comes_back(meanwhile
     with torch.inference_mode():  # as in `on_validation_end`
         snapshot = take(index, set(), [])
         model.seen = torch.zeros(2) if isinstance(meanwhile, str) else meanwhile
-    bring_back(snapshot, index, [])
+    restore(snapshot, index, [])
     assert model.seen.tolist() == [0.0, 1.0]
     model.seen += 1
     assert snapshot["buffers"]["seen"].tolist() == [0.0, 1.0]

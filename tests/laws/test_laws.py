@@ -26,7 +26,7 @@ from lightning_freeze import (
     select,
 )
 from lightning_freeze.auditing.violations import audit
-from lightning_freeze.auditing.watcher import Watch
+from lightning_freeze.auditing.watcher import Watcher
 from lightning_freeze.cli import main
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.schedule.moments import Progress
@@ -213,7 +213,7 @@ def train(plan: Any, model: nn.Module, parts: Any, first: int, last: int, saved:
     watch = None
     for step in range(first, last):
         run.reconcile(Progress(step // STEPS, step, EPOCHS * STEPS))
-        watch = watch or Watch(run)
+        watch = watch or Watcher(lambda: run.view)
         before = {name: value for name, value in fingerprint(model, buffers=False).items() if name not in run.trainable}
         generator = torch.Generator().manual_seed(step)
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adagrad, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR, OptimizerError
-from lightning_freeze.optim.joining import home_of, join
+from lightning_freeze.optim.joining import home_of, join_group
 from lightning_freeze.optim.slotted import SlottedOptimizer
 
 COUNT = 8
@@ -229,7 +229,7 @@ def test_no_home_is_guessed(name: str, homes: dict[str, tuple[int, int]]) -> Non
 def test_joining_keeps_the_names_of_named_parameters_in_step() -> None:
     one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = SGD([("one", one)], lr=0.1)
-    join(optimizer, "other", other, 0)
+    join_group(optimizer, "other", other, 0)
     assert optimizer.param_groups[0]["param_names"] == ["one", "other"]
 
 

@@ -192,5 +192,5 @@ def test_the_record_is_plain_and_complete() -> None:
     plateau = Plateau()
     feed(plateau, [1.0, 2.0], epoch=0)
     record = plateau.record()
-    assert record == {"ends": {}, "stage": 0, "best": 1.0, "wait": 1, "best_weights": None}
+    assert record == {"ends": {}, "stage": 0, "best": 1.0, "wait": 1}
     assert Plateau(**record) == plateau

@@ -12,8 +12,8 @@ from lightning_freeze import UnsupportedStrategyError
 from lightning_freeze.trainer.strategies import check_optimizers, check_record, check_strategy
 
 STATE: dict[str, Any] = {"optimizers": [{"aside": {"model.0.weight": {}}}], "policies": []}
-BEST: dict[str, Any] = {"optimizers": [], "policies": [{"state": {"best_weights": {"parameters": {}}}}]}
-NOTHING: dict[str, Any] = {"optimizers": [{"aside": {}}], "policies": [{"state": {"best_weights": None}}]}
+BEST: dict[str, Any] = {"optimizers": [], "policies": [{"snapshot": {"parameters": {}}}]}
+NOTHING: dict[str, Any] = {"optimizers": [{"aside": {}}], "policies": [{"snapshot": None}]}
 
 
 class DeepSpeedStrategy:

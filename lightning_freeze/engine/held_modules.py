@@ -1,0 +1,72 @@
+"""Which modules a run keeps in eval mode, and which of them save no input for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lightning_freeze.engine.lean_norm import make_lean, make_plain
+from lightning_freeze.engine.modes import hold, is_held, release
+from lightning_freeze.engine.policy import Policy
+from lightning_freeze.model.frozen_view import FrozenView
+from lightning_freeze.model.index import ModelIndex, Place
+
+
+class HeldModules:
+    """The modules of a model that its policies hold in eval mode.
+
+    Args:
+        index: the model.
+        policies: what they hold adds up.
+    """
+
+    def __init__(self, index: ModelIndex, policies: Sequence[Policy]) -> None:
+        self._index = index
+        self._policies = policies
+        self.held: frozenset[Place] = frozenset()
+        self.modes_before: dict[Place, bool] = {}
+        self._lean: frozenset[Place] = frozenset()
+        # `freeze` of a plain loop holds these; only `unfreeze` releases them
+        self._held_before = frozenset(place for place, span in index.places if is_held(span.module))
+        self._first = _first_places(index)
+
+    def update(self, view: FrozenView) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Hold what the policies want held now; returns the names of the modules newly held and released."""
+        wanted = self._merged(policy.holds(view) for policy in self._policies)
+        released, fresh = sorted(self.held - wanted - self._held_before), sorted(wanted - self.held)
+        spans = self._index.spans
+        for place in released:
+            release(spans[place].module)
+        for place in fresh:
+            self.modes_before.setdefault(place, spans[place].module.training)
+            hold(spans[place].module)
+        self.held = wanted
+        self._make_lean(self._merged(policy.lean(view) for policy in self._policies) & wanted)
+        return tuple([spans[place].name for place in fresh]), tuple([spans[place].name for place in released])
+
+    def _merged(self, answers: Iterable[set[Place]]) -> frozenset[Place]:
+        places = set[Place]().union(*answers)
+        return frozenset(self._first.get(place, place) for place in places) if self._first else frozenset(places)
+
+    def _make_lean(self, wanted: frozenset[Place]) -> None:
+        for place in self._lean - wanted:
+            make_plain(self._index.spans[place].module)
+        for place in wanted - self._lean:
+            make_lean(self._index.spans[place].module)
+        self._lean = wanted
+
+    def close(self) -> None:
+        """Give every module the mode and class that it had before."""
+        self._make_lean(frozenset())
+        for place in self.held - self._held_before:
+            release(self._index.spans[place].module)
+        self.held = frozenset()
+        for place, training in self.modes_before.items():
+            self._index.spans[place].module.training = training
+        self.modes_before = {}
+
+
+def _first_places(index: ModelIndex) -> dict[Place, Place]:
+    """A module registered several times: each later place -> its first place."""
+    first: dict[int, Place] = {}
+    places = [(place, first.setdefault(id(span.module), place)) for place, span in index.places]
+    return {place: original for place, original in places if place != original}

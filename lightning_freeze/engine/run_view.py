@@ -1,0 +1,96 @@
+"""What reports, audits and averages read of a run: its state at one moment, and nothing that changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch.optim import Optimizer
+
+from lightning_freeze.engine.declarations import Binding, Row, Wants
+from lightning_freeze.engine.policy import Policy
+from lightning_freeze.model.index import ModelIndex, Place
+from lightning_freeze.optim.slotted import SlottedOptimizer
+from lightning_freeze.schedule.moments import Progress
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """One slot of an optimizer.
+
+    Attributes:
+        optimizer: place of the optimizer in `RunView.optimizers`.
+        label: the stage, or "" for parameters of none.
+        factor: factor of the rate.
+        names: its parameters, trainable or not.
+        lr: the learning rate in the optimizer's group, without the factors of a step.
+        trains: whether any of its parameters trains.
+    """
+
+    optimizer: int
+    label: str
+    factor: float
+    names: Sequence[str]
+    lr: float
+    trains: bool
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run at one moment.
+
+    Attributes:
+        index: the names of the model.
+        policies: all policies, to be asked, not told.
+        bindings: one for each policy.
+        before: parameter -> whether it required a gradient before the fit.
+        labels: parameter -> its stage, "" for none.
+        progress: when the run was reconciled last.
+        trainable: the parameters that train.
+        wants: what each policy wanted at `progress`; empty before the first call of `reconcile`.
+        held: the modules that are kept in eval mode.
+        modes_before: module -> whether it was in train mode before it was first held.
+        sharded: whether ranks hold parts of parameters, so that the bits differ among ranks.
+    """
+
+    index: ModelIndex
+    policies: tuple[Policy, ...]
+    bindings: tuple[Binding, ...]
+    before: Mapping[str, bool]
+    labels: Mapping[str, str]
+    progress: Progress
+    trainable: frozenset[str]
+    wants: tuple[Wants, ...]
+    held: frozenset[Place]
+    modes_before: Mapping[Place, bool]
+    sharded: bool
+    _slotted: tuple[SlottedOptimizer, ...] = ()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers, as torch has them."""
+        return [slotted.optimizer for slotted in self._slotted]
+
+    @cached_property
+    def slots(self) -> list[SlotView]:
+        """The slots of all optimizers, in order."""
+        return [
+            SlotView(place, slot.label, slot.factor, slot.names, float(group["lr"]), bool(group["params"]))
+            for place, slotted in enumerate(self._slotted)
+            for slot, group in zip(slotted.slots, slotted.optimizer.param_groups, strict=True)
+        ]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The lines of all policies for the table at the start."""
+        return [row for policy in self.policies for row in policy.rows(self.progress)]
+
+    @property
+    def deciding(self) -> list[str]:
+        """Titles of the policies that decide something, each once."""
+        return list(dict.fromkeys(policy.title for policy in self.policies if not policy.observes_only))
+
+    def training_before(self, place: Place) -> bool:
+        """Whether a module was in train mode before it was first held."""
+        return self.modes_before.get(place, self.index.spans[place].module.training)
