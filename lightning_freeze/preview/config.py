@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lightning_freeze.errors import FreezeError, PlanError
+from lightning_freeze.preview.config_files import read
+from lightning_freeze.preview.parser_message import condensed
+from lightning_freeze.preview.user_code import chain, described, origin
 from lightning_freeze.trainer._lightning import PACKAGES
 
 __all__ = ["PACKAGES", "Built", "as_user_error", "build", "undisturbed"]
@@ -67,7 +69,7 @@ def build(
     Raises:
         FreezeError: a file that cannot be read, a key that does not exist, a class that cannot be made.
     """
-    texts = [_read(Path(file)) for file in files]
+    texts = [read(file) for file in files]
     nested = any("fit" in text for text in texts)
     arguments = [part for file in files for part in ("--config", str(file))]
     arguments = [*arguments, "fit", *overrides] if nested else ["fit", *arguments, *overrides]
@@ -101,18 +103,6 @@ def _builder(base: Any, adjust: Adjust) -> Any:
             """What LightningCLI calls in place of `Trainer.fit`."""
 
     return Builder
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise PlanError(f"config {file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlanError(f"config {file} is no YAML: {error}\n  Patterns with *, ? or ! need quotes in YAML") from error
-    if not isinstance(found, dict):
-        raise PlanError(f"config {file} is no config of LightningCLI: it holds a {type(found).__name__}, not options")
-    return found
 
 
 def _names_class(value: Any) -> bool:
@@ -165,19 +155,11 @@ def as_user_error(of: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and not error.code:  # --help, --print_config
             raise
-        inner = _cause(error)
-        if inner is not None:
-            raise inner from error
-        said = str(error) if type(error).__name__ == "ArgumentError" else f"{type(error).__name__}: {error}"
-        raise PlanError(f"{of}: {said}") from error
-
-
-def _cause(error: BaseException) -> FreezeError | None:
-    """The error of this package that the parser wrapped in one of its own."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, FreezeError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+        ours = next((one for one in chain(error) if isinstance(one, FreezeError)), None)
+        if ours is not None:  # the parser has wrapped it in an error of its own
+            raise ours from error
+        of_parser = type(error).__name__ == "ArgumentError" and origin(error) is None
+        raise PlanError(f"{of}: {condensed(str(error)) if of_parser else described(error)}") from error
 
 
 @contextmanager

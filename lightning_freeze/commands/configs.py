@@ -1,0 +1,38 @@
+"""What the commands that read a LightningCLI config have in common."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.preview.config_files import read
+
+OVERRIDES = "Further options, such as --trainer.max_epochs=3, override those of the config."
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The options that name a config, and what a script names in its place."""
+    parser.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
+    parser.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
+    parser.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
+
+
+def add_steps_per_epoch(parser: argparse.ArgumentParser) -> None:
+    """The length of an epoch, for data that does not know it."""
+    parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches of an epoch, instead of len(loader)")
+
+
+def config_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `preview` and its kin, checked as far as it takes no torch.
+
+    Raises:
+        PlanError: a file that cannot be read, or an epoch without a step.
+    """
+    for file in options.config:
+        read(file)
+    steps = getattr(options, "steps_per_epoch", None)
+    if steps is not None and steps < 1:
+        raise PlanError(f"--steps-per-epoch must be at least 1, got {steps}")
+    found = {"files": options.config, "overrides": options.overrides, "model": options.model, "data": options.data}
+    return found if steps is None else found | {"steps_per_epoch": steps}

@@ -1,0 +1,47 @@
+"""`lightning-freeze preview`: what the fit of a config would do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_freeze.commands.configs import OVERRIDES, add_config, add_steps_per_epoch, config_of
+from lightning_freeze.errors import PlanError
+
+HELP = "what the fit of a LightningCLI config would do, without training"
+DESCRIPTION = f"Simulate the fit of a LightningCLI config. {OVERRIDES}"
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which config, and where the picture goes."""
+    add_config(parser)
+    add_steps_per_epoch(parser)
+    parser.add_argument("--plot", metavar="FILE", help="write a PNG, SVG or PDF: stages by time, coloured by rate")
+
+
+def run(options: argparse.Namespace) -> str:
+    """The table of the run, its stages by time, and what they cost in memory.
+
+    Raises:
+        FreezeError: whatever the run would fail on, or a picture that cannot be written.
+    """
+    arguments = config_of(options)
+    if options.plot is not None:
+        _check_folder(options.plot)
+    from lightning_freeze.preview.simulation import preview
+    from lightning_freeze.preview.text import text
+    from lightning_freeze.report import plot
+
+    if options.plot is not None:
+        plot.check_path(options.plot, "preview")
+    found = preview(**arguments)
+    if options.plot is not None:
+        plot.draw(found.timeline, options.plot)
+    return text(found)
+
+
+def _check_folder(plot: str) -> None:
+    folder = Path(plot).parent
+    if not folder.is_dir():
+        raise PlanError(f"--plot {plot}: the folder {folder} does not exist.\n  mkdir -p {folder}")

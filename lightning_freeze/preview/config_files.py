@@ -1,0 +1,27 @@
+"""The YAML files of a LightningCLI config, read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_freeze.errors import PlanError
+
+
+def read(file: str | Path) -> dict[str, Any]:
+    """The options in a file.
+
+    Raises:
+        PlanError: it cannot be read, is no YAML, or holds something else than options.
+    """
+    try:
+        found = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise PlanError(f"config {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PlanError(f"config {file} is no YAML: {error}\n  Patterns with *, ? or ! need quotes in YAML") from error
+    if not isinstance(found, dict):
+        raise PlanError(f"config {file} is no config of LightningCLI: it holds a {type(found).__name__}, not options")
+    return found
