@@ -93,8 +93,13 @@ def _wrong_type(leaf: _Leaf, others: Iterable[_Leaf], message: str) -> str:
     expected = list(dict.fromkeys(_plain(one.text) for one in others if one.above == leaf.above))
     value = re.search(r"Got value: (.*)", leaf.text) or re.search(r"Given value: (.*)", message)
     got = f", got {value[1]}" if value else ""
-    path = ".".join([*leaf.keys[:1], *([leaf.owner.rpartition(".")[2]] if leaf.owner else []), *leaf.keys[1:]])
+    path = ".".join(key[1] if (key := _KEY.match(line)) else _class_name(line) for line in leaf.above)
     return f"{path} must be {' or '.join(expected)}{got}"
+
+
+def _class_name(line: str) -> str:
+    found = _CLASS.match(line)
+    return found[1].rpartition(".")[2] if found else line
 
 
 def _plain(text: str) -> str:

@@ -71,6 +71,7 @@ def savings(
     *,
     model: str | None = None,
     data: str | None = None,
+    steps_per_epoch: int | None = None,
 ) -> Savings:
     """Walk through the schedule of a LightningCLI config and run one real step, on the CPU, at each change.
 
@@ -79,23 +80,29 @@ def savings(
         overrides: further options as on the command line.
         model: `pkg.mod:Class` of the LightningModule, where the config does not name it.
         data: the same of the LightningDataModule.
+        steps_per_epoch: batches of an epoch, in place of the length of the dataloader.
 
     Raises:
         FreezeError: whatever the run would fail on.
     """
-    walk = _Walk()
+    walk = _Walk(data_is_ready=steps_per_epoch is None)
     with config.undisturbed(files):
-        preview(files, overrides, model=model, data=data, on_change=walk)
+        preview(files, overrides, model=model, data=data, steps_per_epoch=steps_per_epoch, on_change=walk)
     if walk.found is None:
         raise PlanError("the run has no training step")
     return walk.found
 
 
 class _Walk:
-    """Measures whenever something has changed since the last look."""
+    """Measures whenever something has changed since the last look.
 
-    def __init__(self) -> None:
+    Args:
+        data_is_ready: whether the data module has been set up; with a given length of the epoch it has not.
+    """
+
+    def __init__(self, data_is_ready: bool) -> None:
         self.found: Savings | None = None
+        self._data_is_ready = data_is_ready
         self._batch: Any = None
         self._last: Any = None
 
@@ -105,6 +112,8 @@ class _Walk:
         if state == self._last:
             return
         if self.found is None:
+            if trainer.datamodule is not None and not self._data_is_ready:
+                trainer.datamodule.setup("fit")
             self._batch = _first_batch(trainer, module)
             with _everything(run):
                 full = self._cost(module, run)

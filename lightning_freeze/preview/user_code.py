@@ -52,18 +52,22 @@ def described(error: BaseException) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    """An error, what it was raised from, and so on; each once, for `raise inner from outer` closes a circle."""
+    seen: dict[int, BaseException] = {}
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen[id(following)] = following
+        yield following
+        following = following.__cause__ or following.__context__
 
 
 def _is_own(file: str) -> bool:
     if file.startswith("<"):
         return False
     path = Path(file).resolve()
-    return not {"site-packages", "dist-packages"} & set(path.parts) and not any(path.is_relative_to(folder) for folder in _OTHERS)
+    return not {"site-packages", "dist-packages"} & set(path.parts) and not any(
+        path.is_relative_to(folder) for folder in _OTHERS
+    )
 
 
 def _short(file: str) -> str:
