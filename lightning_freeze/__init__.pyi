@@ -19,6 +19,7 @@ from lightning_freeze.errors import PatternError as PatternError
 from lightning_freeze.errors import PlanError as PlanError
 from lightning_freeze.errors import ResumeError as ResumeError
 from lightning_freeze.errors import UnsupportedStrategyError as UnsupportedStrategyError
+from lightning_freeze.freezer import Freezer as Freezer
 from lightning_freeze.functional import freeze as freeze
 from lightning_freeze.functional import param_groups as param_groups
 from lightning_freeze.functional import unfreeze as unfreeze

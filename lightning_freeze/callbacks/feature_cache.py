@@ -44,6 +44,8 @@ class FeatureCache(FreezeCallback):
         'memory'
     """
 
+    needs_trainer = True
+
     def __init__(
         self,
         storage: Literal["memory", "disk"] = "memory",

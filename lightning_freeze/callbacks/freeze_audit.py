@@ -53,6 +53,8 @@ class FreezeAudit(FreezeCallback):
         5
     """
 
+    needs_trainer = True
+
     def __init__(
         self,
         every_n_epochs: int = 1,

@@ -48,6 +48,8 @@ class FreezeMonitor(FreezeCallback):
         lightning_freeze.errors.PlanError: FreezeMonitor: plot='run.txt' must be the path of a .png, .svg, .pdf file
     """
 
+    needs_trainer = True
+
     def __init__(self, log: bool = True, plot: str | None = None) -> None:
         if not isinstance(log, bool):
             raise PlanError(f"{self.title}: log must be true or false, got {log!r}")

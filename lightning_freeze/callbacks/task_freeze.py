@@ -45,6 +45,8 @@ class TaskFreeze(FreezeCallback):
         'task'
     """
 
+    needs_trainer = True
+
     def __init__(self, tasks: dict[str, str | list[str]], task_key: str = "task", verbose: bool = True) -> None:
         if not isinstance(tasks, dict) or not tasks or not all(isinstance(task, str) and task for task in tasks):
             raise PlanError(

@@ -37,7 +37,9 @@ def schedulers_of(optimizer: Optimizer, schedulers: Sequence[Any]) -> list[Any]:
         for value in vars(scheduler).values():
             inner = value if isinstance(value, list | tuple) else [value]
             queue.extend(item for item in inner if isinstance(item, LRScheduler))
-    return [scheduler for scheduler in found if getattr(scheduler, "optimizer", None) is optimizer]
+    groups = [getattr(getattr(scheduler, "optimizer", None), "param_groups", None) for scheduler in found]
+    # by the list of groups: wrappers of an optimizer share it
+    return [one for one, held in zip(found, groups, strict=True) if held is optimizer.param_groups]
 
 
 def check_lists(schedulers: Sequence[Any], groups: int) -> None:

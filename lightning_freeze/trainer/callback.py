@@ -18,6 +18,8 @@ class FreezeCallback(Policy, Callback):
     list of callbacks does not matter.
     """
 
+    needs_trainer: bool = False  # True: hooks of a Trainer do part of its work, so a Freezer refuses it
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             session_of(trainer).check(trainer, pl_module)

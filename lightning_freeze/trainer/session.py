@@ -103,13 +103,13 @@ class Session:
             trainer.optimizers,
             _schedulers(trainer, model),
             agree=check_agreement,
-            rebuild=lambda: rebuild(trainer.strategy, unused=unused),
+            rebuild=lambda: _rebuild(trainer.strategy, unused),
             discovered=self._discovered,
         )
         if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
             self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
         if unused:
-            rebuild(trainer.strategy, unused=True)  # what follows does so only where something is frozen
+            _rebuild(trainer.strategy, unused)  # what follows does so only where something is frozen
         guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
         self._found = FoundRates(self._callbacks)
         averaging.protect(self._callbacks, self.view)
@@ -255,6 +255,12 @@ class Session:
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True
+
+
+def _rebuild(strategy: Any, unused: bool) -> bool:
+    if hasattr(strategy, "_pl_static_graph_delay_done"):
+        strategy._pl_static_graph_delay_done = False  # Lightning prepares a static graph once per reducer
+    return rebuild(strategy.model, unused=unused)
 
 
 def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:

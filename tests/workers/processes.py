@@ -103,6 +103,7 @@ def _rank(script: str, arguments: list[str], rank: int, ranks: int, port: str, l
     os.dup2(out, 1)
     os.dup2(out, 2)
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    places["RANK"] = str(rank)  # for torch itself
     environment = _environment(WORLD_SIZE=str(ranks), **places)
     os.environ.clear()
     os.environ.update(environment)
