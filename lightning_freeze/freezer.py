@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_freeze.arguments import check_positive
-from lightning_freeze.engine.policy import Change, Policy
+from lightning_freeze.engine.declarations import Change
+from lightning_freeze.engine.policy import Policy
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.report.changes import change_line
@@ -24,7 +26,7 @@ from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer import fabric
 from lightning_freeze.trainer.callback import FreezeCallback
 from lightning_freeze.trainer.ddp import rebuild
-from lightning_freeze.trainer.ranks import check_agreement
+from lightning_freeze.trainer.ranks import check_agreement, from_rank_0
 from lightning_freeze.trainer.strategies import check_optimizers, check_strategy
 
 
@@ -48,14 +50,13 @@ class Freezer:
         FreezeError: as in a fit: names, optimizers, schedulers or strategies that cannot work.
 
     Example:
-        >>> import torch
         >>> from lightning_freeze import GradualUnfreeze
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with Freezer(model, [GradualUnfreeze(["1", "0"])], [optimizer], verbose=False) as freezer:
         ...     for epoch in range(2):
         ...         change = freezer.epoch(epoch)
-        ...         print(epoch, change.unfrozen, len(optimizer.param_groups[1]["params"]))
+        ...         print(epoch, change.unfrozen, len(optimizer.param_groups[0]["params"]))
         0 () 0
         1 ('0.weight', '0.bias') 2
     """
@@ -125,6 +126,22 @@ class Freezer:
         self.reconciler.progress = Progress(now.epoch, step, self._total)
         return Change()
 
+    def validated(self, metrics: Mapping[str, Any]) -> None:
+        """Show the metrics of a validation to policies with `monitor`. Rank 0's count, so that all ranks decide alike.
+
+        Args:
+            metrics: name -> value; call it on all ranks, once after each validation.
+
+        Raises:
+            PlanError: the metric of a policy is not among them.
+        """
+        for policy in self.reconciler.policies:
+            if (name := policy.watched_metric) is not None:
+                known = {key: torch.as_tensor(value).detach().cpu().float() for key, value in metrics.items()}
+                if name in known:
+                    known[name] = from_rank_0(known[name])
+                self.reconciler.validated(policy, known, self.reconciler.progress.epoch)
+
     def _reconcile(self, epoch: int, step: int) -> Change:
         first = not self.reconciler.wants
         change = self.reconciler.reconcile(Progress(epoch, step, self._total))
@@ -135,9 +152,9 @@ class Freezer:
 
     def _announce(self, change: Change) -> None:
         """The table at the first call after construction, which may come after a checkpoint was loaded; then lines."""
-        text = change_line(self.reconciler, change) if self._announced else start_table(self.reconciler)
+        text = change_line(self.reconciler.view, change) if self._announced else start_table(self.reconciler.view)
         self._announced = True
-        loud = self._verbose and all(getattr(policy, "verbose", True) for policy in self.reconciler.policies)
+        loud = self._verbose and all(policy.verbose for policy in self.reconciler.policies)
         if text and loud and _rank() == 0:
             show(text)
 

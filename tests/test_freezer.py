@@ -106,6 +106,17 @@ class TestOneProcess:
         with pytest.raises(PlanError, match="step"):
             freezer.epoch(1)
 
+    def test_a_metric_trigger_fires_by_what_it_is_shown(self) -> None:
+        stages = GradualUnfreeze(["2", "0"], monitor="loss", patience=2)
+        freezer = Freezer(self.model(), [stages], verbose=False)
+        changes = []
+        for epoch, loss in enumerate([1.0, 0.5, 0.6, 0.7, 0.8]):
+            changes.append(freezer.epoch(epoch).unfrozen)
+            freezer.validated({"loss": loss})
+        assert changes == [(), (), (), (), ("0.weight", "0.bias")]
+        with pytest.raises(PlanError, match="loss"):
+            Freezer(self.model(), [stages], verbose=False).validated({"acc": 0.1})
+
     def test_a_stage_that_never_trained_is_warned_of_at_the_end(self) -> None:
         with (
             pytest.warns(UserWarning, match="never unfrozen: 0"),
