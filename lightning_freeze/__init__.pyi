@@ -10,6 +10,7 @@ from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR as LayerAd
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR as LayerwiseLR
 from lightning_freeze.callbacks.progressive import ProgressiveFreeze as ProgressiveFreeze
 from lightning_freeze.callbacks.rotating import RotatingUnfreeze as RotatingUnfreeze
+from lightning_freeze.callbacks.stage_schedule import StageSchedule as StageSchedule
 from lightning_freeze.callbacks.task_freeze import TaskFreeze as TaskFreeze
 from lightning_freeze.engine.reconciler import Reconciler as Reconciler
 from lightning_freeze.errors import FreezeError as FreezeError

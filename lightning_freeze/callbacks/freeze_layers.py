@@ -95,6 +95,10 @@ class FreezeLayers(FreezeCallback):
         bounds = (self.start, self.stop) if self.unit == "step" else ()
         return min((bound for bound in bounds if bound is not None and bound > progress.step), default=float("inf"))
 
+    def next_start(self, progress: Progress) -> Moment | None:
+        stop = None if self.stop is None else Moment(self.stop, self.unit)
+        return None if stop is None or stop.reached(progress) else stop
+
     def rows(self, progress: Progress) -> list[Row]:
         begin = f"from {self.unit} {self.start}" if self.start or self.stop is None else ""
         end = "" if self.stop is None else f"until {self.unit} {self.stop}"

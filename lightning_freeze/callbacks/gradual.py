@@ -200,6 +200,12 @@ class GradualUnfreeze(FreezeCallback):
         step = self._moments[self._started].step(progress.total_steps)
         return float("inf") if step is None or self._moments[self._started].unit == "epoch" else step
 
+    def next_start(self, progress: Progress) -> Moment | None:
+        started = max(self._started, self._count(progress)) if self._bound else 1
+        if self.monitor is not None:
+            return None if started == len(self._bound) else moments.METRIC_DECIDES
+        return self._moments[started] if started < len(self._moments) else None
+
     # ---- warm-up
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Literal
 
 from lightning_freeze import arguments
@@ -14,7 +15,7 @@ from lightning_freeze.model.frozen_view import FrozenView
 from lightning_freeze.model.index import Place
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.optim.slots import PLACEMENTS
-from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.stages.stage import BoundStage, Stage, check_stages
 from lightning_freeze.trainer.callback import FreezeCallback
 
@@ -114,18 +115,26 @@ class RotatingUnfreeze(FreezeCallback):
 
     def _drawn(self, period: int) -> list[int]:
         """Places in the list of stages (the head first) that train in a period: a pure function of it."""
-        count = len(self._bound)
+        stages = len(self._bound)
         if self.order == "random":
-            draws = [hashlib.sha256(f"{self.seed}/{period}/{place}".encode()).digest() for place in range(count)]
-            return sorted(sorted(range(count), key=draws.__getitem__)[: self.active])
-        turn = [(period * self.active + k) % count for k in range(self.active)]
-        return turn if self.order == "descending" else [count - 1 - place for place in turn]
+            draws = [hashlib.sha256(f"{self.seed}/{period}/{place}".encode()).digest() for place in range(stages)]
+            return sorted(sorted(range(stages), key=draws.__getitem__)[: self.active])
+        turn = [(period * self.active + k) % stages for k in range(self.active)]
+        return turn if self.order == "descending" else [stages - 1 - place for place in turn]
 
     def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._now[1].frozen) if self.eval_frozen and self._now else set()
 
     def next_step(self, progress: Progress) -> float:
         return (progress.step // self.every_n_train_steps + 1) * self.every_n_train_steps
+
+    def next_start(self, progress: Progress) -> Moment | None:
+        period = progress.step // self.every_n_train_steps
+        now = self._drawn(period)
+        if self.active >= len(self._bound):
+            return None
+        later = next(other for other in count(period + 1) if self._drawn(other) != now)
+        return Moment(later * self.every_n_train_steps, "step")
 
     # ---- tables, checkpoints, the end
 

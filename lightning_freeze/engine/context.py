@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, select_names
+from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.stages.discover import discover_stages
 from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage
 
+NextStart = Callable[[Progress], Moment | None]  # of `Policy.next_start`
 Discovered = dict[int | None, list[Stage]]  # by the limit of their number
 
 
@@ -23,11 +25,19 @@ class Context:
         shared: the stages that the policies of the run offer each other (`LayerwiseLR` counts by those of
             `GradualUnfreeze`).
         discovered: what has been discovered in this model before; added to.
+        next_starts: how to ask each policy of the run when it unfreezes something next.
     """
 
-    def __init__(self, model: nn.Module, shared: Sequence[Stages] = (), discovered: Discovered | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shared: Sequence[Stages] = (),
+        discovered: Discovered | None = None,
+        next_starts: Sequence[NextStart] = (),
+    ) -> None:
         self.model = model
         self.shared = list(shared)
+        self.next_starts = list(next_starts)
         self.index = ModelIndex(model)
         self._discovered: Discovered = {} if discovered is None else discovered
 

@@ -22,7 +22,7 @@ from lightning_freeze.engine.declarations import Binding, Change, Row, Wants
 from lightning_freeze.model.frozen_view import FrozenView
 from lightning_freeze.model.index import Place
 from lightning_freeze.optim.slots import Slot
-from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.stages.stage import Stages
 
 Snapshot = Mapping[str, Any]  # of `engine.snapshot.take`
@@ -73,6 +73,10 @@ class Freezing:
     def next_step(self, progress: Progress) -> float:
         """The optimizer step at which `wants` may change within an epoch; infinity if there is none."""
         return float("inf")
+
+    def next_start(self, progress: Progress) -> Moment | None:
+        """When the policy unfreezes something next; None: never, `METRIC_DECIDES`: not known beforehand."""
+        return None
 
     def holds(self, view: FrozenView) -> set[Place]:
         """The modules to run in eval mode, given what trains now."""
@@ -152,7 +156,7 @@ class Stepping:
 
     @property
     def shapes_steps(self) -> bool:
-        """Whether to call `observe` and `step_factors` before each update."""
+        """Whether to call `observe`, `step_factors` and `step_options` before each update, and `updated` after it."""
         return False
 
     def observe(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> None:
@@ -167,6 +171,15 @@ class Stepping:
         Called right before the update, and whenever something asks for the rates.
         """
         return None
+
+    def step_options(
+        self, optimizer: Optimizer, slots: Sequence[Slot], steps: int
+    ) -> Sequence[Mapping[str, Any]] | None:
+        """Options of the slots other than the rate in the next update: name -> value, for each slot; None: none."""
+        return None
+
+    def updated(self, optimizer: Optimizer, slots: Sequence[Slot], rates: Sequence[Any]) -> None:
+        """Called right after an update that used these rates, one per slot, with the gradients still there."""
 
 
 class Speaking:

@@ -56,7 +56,8 @@ class Reconciler:
         discovered: Discovered | None = None,
     ) -> None:
         self.policies = list(policies)
-        self.context = Context(model, shared_stages(self.policies), discovered)
+        starts = [policy.next_start for policy in self.policies]
+        self.context = Context(model, shared_stages(self.policies), discovered, starts)
         self.index = self.context.index
         check_initialized(self.index, ", ".join(dict.fromkeys(policy.title for policy in self.policies)))
         self.bindings = [policy.bind(self.context) for policy in self.policies]
@@ -117,6 +118,7 @@ class Reconciler:
         if wants != self.wants:
             trainable = self._all_trainable.difference(*(want.frozen for want in wants))
             self._check(trainable, wants)
+            self._note_stage(wants)
         unfrozen, frozen = self._in_order(trainable - self.trainable), self._in_order(self.trainable - trainable)
         slots: tuple[str, ...] = ()
         reducer = False
@@ -145,6 +147,12 @@ class Reconciler:
                 policy.restored()
                 restored += (*want.restore["parameters"], *want.restore["buffers"])
         return restored
+
+    def _note_stage(self, wants: Sequence[Wants]) -> None:
+        """A stage begins when a policy lets go of something, also where another one holds it still."""
+        if any(not old.frozen <= new.frozen for old, new in zip(self.wants, wants, strict=False)):
+            for slotted in self.optimizers:
+                slotted.begin_stage()
 
     def _in_order(self, names: frozenset[str]) -> tuple[str, ...]:
         if 8 * len(names) > len(self._order):

@@ -8,7 +8,6 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_freeze.engine.policy import Policy
-from lightning_freeze.optim.slots import Slot
 from lightning_freeze.optim.slotted import SlottedOptimizer
 from lightning_freeze.optim.step_shaper import StepShaper
 
@@ -26,32 +25,50 @@ class Updates:
         self._idling = [policy for policy in policies if policy.idles]
         self._shaping = [policy for policy in policies if policy.shapes_steps]
         shaped = optimizers if self._idling or self._shaping else []
-        self._shapers = [StepShaper(slotted, self._drop_idle, self._observe, self._step_factors) for slotted in shaped]
+        self._shapers = [StepShaper(slotted, self) for slotted in shaped]
 
     def before(self, optimizer: Optimizer) -> None:
         """Drop the gradients of what must not move, before they are clipped: right before the update is too late."""
         if self._idling:
             for slotted in self._optimizers:
                 if slotted.optimizer is optimizer:
-                    self._drop_idle(slotted)
+                    self.drop_idle(slotted)
 
-    def _drop_idle(self, slotted: SlottedOptimizer) -> None:
+    def drop_idle(self, slotted: SlottedOptimizer) -> None:
+        """Drop the gradients of what must not move in the next update."""
         for policy in self._idling:
             for name in policy.idle(slotted.optimizer):
                 if (parameter := slotted.parameters.get(name)) is not None:  # another optimizer's may be collecting
                     parameter.grad = None
 
-    def _observe(self, slotted: SlottedOptimizer) -> None:
+    def observe(self, slotted: SlottedOptimizer) -> None:
+        """Let policies read the gradients of the next update."""
         for policy in self._shaping:
             policy.observe(slotted.optimizer, slotted.slots, slotted.steps)
 
-    def _step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> list[Any]:
-        product: list[Any] = [1.0] * len(slots)
+    def factors(self, slotted: SlottedOptimizer) -> list[Any]:
+        """The product of all policies' factors in the next update, one per slot."""
+        product: list[Any] = [1.0] * len(slotted.slots)
         for policy in self._shaping:
-            factors = policy.step_factors(optimizer, slots, steps)
+            factors = policy.step_factors(slotted.optimizer, slotted.slots, slotted.steps)
             if factors is not None:
                 product = [one * other for one, other in zip(product, factors, strict=True)]
         return product
+
+    def options(self, slotted: SlottedOptimizer) -> list[dict[str, Any]]:
+        """Options of the groups in the next update, one mapping per slot; of two policies the later one counts."""
+        merged: list[dict[str, Any]] = [{} for _ in slotted.slots]
+        for policy in self._shaping:
+            for options, more in zip(
+                merged, policy.step_options(slotted.optimizer, slotted.slots, slotted.steps) or (), strict=False
+            ):
+                options.update(more)
+        return merged
+
+    def updated(self, slotted: SlottedOptimizer, rates: Sequence[Any]) -> None:
+        """Tell policies that the optimizer has made an update with these rates."""
+        for policy in self._shaping:
+            policy.updated(slotted.optimizer, slotted.slots, rates)
 
     def rates(self) -> list[list[float]]:
         """The learning rate of each slot of each optimizer in the next step, warm-up included."""
@@ -59,7 +76,7 @@ class Updates:
         for slotted in self._optimizers:
             rates = [group["lr"] for group in slotted.optimizer.param_groups]
             if self._shapers:
-                factors = self._step_factors(slotted.optimizer, slotted.slots, slotted.steps)
+                factors = self.factors(slotted)
                 rates = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
             found.append([float(rate) for rate in rates])
         return found

@@ -18,6 +18,8 @@ class Slot:
         origin: index of the user's group that it was split from.
         names: its parameters, in the order of the user's group, trainable or not.
         since: optimizer steps done when a parameter last came into the slot while it was empty.
+        stage: how many times something was unfrozen so far, in the whole run.
+        stage_since: optimizer steps done when that happened last.
         counters: what the optimizer had counted in the group when the slot was emptied; None if it never was.
     """
 
@@ -27,6 +29,8 @@ class Slot:
     origin: int
     names: list[str]
     since: int = 0
+    stage: int = 0
+    stage_since: int = 0
     counters: dict[str, Any] | None = None
 
 

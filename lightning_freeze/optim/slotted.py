@@ -154,6 +154,11 @@ class SlottedOptimizer:
 
     # ---- filling and emptying, at every change
 
+    def begin_stage(self) -> None:
+        """Note that something is unfrozen now, be it in this optimizer or in another one of the run."""
+        for slot in self.slots:
+            slot.stage, slot.stage_since = slot.stage + 1, self.steps
+
     def refill(self, coming: Collection[str], leaving: Mapping[str, Placement]) -> list[Slot]:
         """Let parameters in and out of their slots, and return the slots that changed.
 
@@ -242,7 +247,10 @@ class SlottedOptimizer:
         """Everything a checkpoint needs beside the optimizer's own state_dict: plain types and tensors."""
         return {
             "slots": [
-                {"name": slot.name, "names": list(slot.names), "since": slot.since, "counters": slot.counters}
+                {
+                    "name": slot.name, "names": list(slot.names), "since": slot.since, "counters": slot.counters,
+                    "stage": [slot.stage, slot.stage_since],
+                }  # fmt: skip
                 for slot in self.slots
             ],
             "aside": {name: aside_record(*self._aside[name]) for name in sorted(self._aside)},  # alike on all ranks
@@ -277,6 +285,7 @@ class SlottedOptimizer:
         self.steps = int(record["steps"])
         for slot, entry in zip(self.slots, record["slots"], strict=True):
             slot.since = int(entry["since"])
+            slot.stage, slot.stage_since = entry.get("stage", (0, 0))
             slot.counters = entry.get("counters")
 
 

@@ -1,4 +1,4 @@
-"""What holds for one update only: rates of warm-up and adaptive factors, and parameters that must not move.
+"""What holds for one update only: scaled rates, other options of a group, and parameters that must not move.
 
 Every optimizer of torch skips a parameter without a gradient: no momentum, no decay, no count. A factor written to
 `group["lr"]` for longer would be read back by every recursive scheduler and grow into the schedule. So gradients are
@@ -7,43 +7,49 @@ taken away and rates multiplied just before the update, and the rates put back r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.optim.slots import Slot
 from lightning_freeze.optim.slotted import SlottedOptimizer
 
-StepFactors = Callable[[Optimizer, Sequence[Slot], int], Sequence[Any]]
+
+class Shape(Protocol):
+    """What is done around an update."""
+
+    def drop_idle(self, slotted: SlottedOptimizer) -> None:
+        """Take away the gradients of what must not move."""
+
+    def observe(self, slotted: SlottedOptimizer) -> None:
+        """Look at the gradients of the update; once for each."""
+
+    def factors(self, slotted: SlottedOptimizer) -> Sequence[Any]:
+        """One factor of the rate per slot."""
+
+    def options(self, slotted: SlottedOptimizer) -> Sequence[Mapping[str, Any]]:
+        """Other options of the group, name -> value, per slot."""
+
+    def updated(self, slotted: SlottedOptimizer, rates: Sequence[Any]) -> None:
+        """Act right after the update, which used these rates."""
 
 
 class StepShaper:
-    """Before each update, takes gradients away and multiplies the rates of the slots; counts the steps.
+    """Before each update, takes gradients away, multiplies the rates of the slots and sets options; counts the steps.
 
-    The closure of a step, in which Lightning runs `training_step`, sees the plain rates. When the update itself
-    raises, the rates are put back before the next step, or by `close`.
+    The closure of a step, in which Lightning runs `training_step`, sees the plain groups. When the update itself
+    raises, they are put back before the next step, or by `close`.
 
     Args:
         slotted: the optimizer.
-        drop_idle: takes away the gradients of what must not move.
-        observe: looks at the gradients of the update; once for each.
-        factors: (optimizer, slots, earlier steps) -> one factor per slot.
+        shape: what is done.
     """
 
-    def __init__(
-        self,
-        slotted: SlottedOptimizer,
-        drop_idle: Callable[[SlottedOptimizer], None],
-        observe: Callable[[SlottedOptimizer], None],
-        factors: StepFactors,
-    ) -> None:
+    def __init__(self, slotted: SlottedOptimizer, shape: Shape) -> None:
         self._slotted = slotted
-        self._drop_idle = drop_idle
-        self._observe = observe
-        self._factors = factors
-        self._plain: list[Any] | None = None
+        self._shape_of = shape
+        self._plain: list[dict[str, Any]] | None = None  # what was written over, of each group
         self.used: list[Any] = []  # the rates of the last step, one per slot
         optimizer = slotted.optimizer
         self._handles = [
@@ -67,31 +73,33 @@ class StepShaper:
         return (args[0], then_shape, *args[2:]), others
 
     def _shape(self) -> None:
-        self._drop_idle(self._slotted)  # a closure that is called again makes the gradients again
+        self._shape_of.drop_idle(self._slotted)  # a closure that is called again makes the gradients again
         if self._plain is not None:  # but the rates are scaled
             return
-        self._observe(self._slotted)
+        self._shape_of.observe(self._slotted)
         groups = self._slotted.optimizer.param_groups
-        factors = self._factors(self._slotted.optimizer, self._slotted.slots, self._slotted.steps)
-        self._plain = [group["lr"] for group in groups]
-        for group, factor in zip(groups, factors, strict=True):
+        factors, options = self._shape_of.factors(self._slotted), self._shape_of.options(self._slotted)
+        self._plain = [{key: group[key] for key in ("lr", *mine)} for group, mine in zip(groups, options, strict=True)]
+        for group, factor, mine in zip(groups, factors, options, strict=True):
             if isinstance(factor, Tensor) or factor != 1:
                 group["lr"] = group["lr"] * factor
+            group.update(mine)
         self.used = [group["lr"] for group in groups]
 
     def _put_back(self) -> None:
         if self._plain is not None:
-            for group, rate in zip(self._slotted.optimizer.param_groups, self._plain, strict=True):
-                group["lr"] = rate
+            for group, plain in zip(self._slotted.optimizer.param_groups, self._plain, strict=True):
+                group.update(plain)
             self._plain = None
 
     def _after(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._plain is not None:  # only once where a subclass's step calls that of its base, which has hooks too
             self._put_back()
+            self._shape_of.updated(self._slotted, self.used)
             self._slotted.steps += 1
 
     def close(self) -> None:
-        """Put the rates back and leave the optimizer alone."""
+        """Put the groups back and leave the optimizer alone."""
         self._put_back()
         for handle in self._handles:
             handle.remove()

@@ -21,6 +21,7 @@ from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
 from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.trainer.run_length import calendar_of
 from lightning_freeze.trainer.session import session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
@@ -234,6 +235,7 @@ class Simulation:
     def __init__(self, trainer: Any, model: Any, run: Reconciler, remarks: list[str]) -> None:
         self.trainer, self.model, self.run, self.remarks = trainer, model, run, remarks
         self.total = getattr(trainer, "total_steps", None)
+        self.calendar = calendar_of(trainer, len(run.optimizers))
         self.timeline = Timeline()
         self.schedulers = []
         for one in trainer.lr_scheduler_configs:
@@ -308,7 +310,8 @@ class Simulation:
                 self.run.validated(policy, _Constant(), trainer.epoch)
 
     def _reconcile(self) -> bool:
-        change = self.run.reconcile(Progress(self.trainer.epoch, self.trainer.steps, self.total))
+        progress = Progress(self.trainer.epoch, self.trainer.steps, self.total, self.calendar)
+        change = self.run.reconcile(progress)
         if change or not self.timeline.samples:
             self._check_groups()
         return bool(change)

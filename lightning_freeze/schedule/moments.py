@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from lightning_freeze.arguments import is_number
 from lightning_freeze.errors import PlanError
+from lightning_freeze.schedule.calendar import Calendar
 
 Unit = Literal["epoch", "step", "fraction"]
 
@@ -19,11 +20,14 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: zero-based `epoch`, optimizer steps done (`step`), and the steps of the whole run if known."""
+    """Where a run is: zero-based `epoch`, optimizer steps done (`step`), and where known, the steps of the whole run
+    and when its epochs begin.
+    """
 
     epoch: int = 0
     step: int = 0
     total_steps: int | None = None
+    calendar: Calendar | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,22 @@ class Moment:
             return math.ceil(self.value * (total_steps or 0) - _SLACK)
         return None
 
+    def step_of_each(self, calendar: Calendar, total_steps: int | None) -> float:
+        """Steps of each of the run's optimizers before this moment; infinite when that is not known."""
+        if self.unit == "epoch":
+            return calendar.start_of(self.value)
+        step = self.step(total_steps)
+        return math.inf if step is None else math.ceil(step / calendar.optimizers)
+
     def text(self, total_steps: int | None = None) -> str:
         """For tables: `epoch 3`, `step 400`, `40% (step 400)`."""
         if self.unit != "fraction":
             return f"{self.unit} {self.value:g}"
         step = self.step(total_steps)
         return f"{self.value:.0%}" + ("" if step is None else f" (step {step})")
+
+
+METRIC_DECIDES = Moment(math.inf, "epoch")  # the moment that nobody knows beforehand
 
 
 def count_started(moments: Sequence[Moment], progress: Progress) -> int:

@@ -21,6 +21,7 @@ from lightning_freeze.model.index import is_compiled
 from lightning_freeze.report.changes import change_line
 from lightning_freeze.report.rendering import show
 from lightning_freeze.report.table import start_table
+from lightning_freeze.schedule.calendar import Calendar
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer import averaging
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
@@ -29,6 +30,7 @@ from lightning_freeze.trainer.ddp import rebuild
 from lightning_freeze.trainer.fsdp_checkpoints import guard, peek
 from lightning_freeze.trainer.lr_finder import FoundRates
 from lightning_freeze.trainer.ranks import check_agreement
+from lightning_freeze.trainer.run_length import calendar_of
 from lightning_freeze.trainer.strategies import check_optimizers, check_record, check_strategy, check_unused
 
 _KEY = "lightning_freeze"  # of the checkpoint
@@ -62,6 +64,7 @@ class Session:
         self._discovered: Discovered = {}  # one forward for setup and fit start together
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
+        self._calendar: Calendar | None = None
         self._found = FoundRates(())
         self._announced = False
         self._finished = False
@@ -87,7 +90,8 @@ class Session:
                 check_unused(trainer.strategy, policy.title)
             policy.check_trainer(trainer)
         if _is_whole(model):
-            context = Context(model, shared_stages(self.policies), self._discovered)
+            starts = [policy.next_start for policy in self.policies]
+            context = Context(model, shared_stages(self.policies), self._discovered, starts)
             for policy in self.policies:
                 policy.bind(context)
 
@@ -132,7 +136,9 @@ class Session:
         self._found.spread(self.reconciler)
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
             self._total_steps = self.run_length(trainer)
-        progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps)
+        if self._calendar is None:
+            self._calendar = calendar_of(trainer, len(trainer.optimizers))
+        progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps, self._calendar)
         change = self.reconciler.reconcile(progress)
         if self._compiling is not None and (change.unfrozen or change.frozen):
             self._compiling.changed({name: self.reconciler.index.parameters[name] for name in change.unfrozen})
