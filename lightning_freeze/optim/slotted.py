@@ -248,9 +248,12 @@ class SlottedOptimizer:
         return {
             "slots": [
                 {
-                    "name": slot.name, "names": list(slot.names), "since": slot.since, "counters": slot.counters,
+                    "name": slot.name,
+                    "names": list(slot.names),
+                    "since": slot.since,
+                    "counters": slot.counters,
                     "stage": [slot.stage, slot.stage_since],
-                }  # fmt: skip
+                }
                 for slot in self.slots
             ],
             "aside": {name: aside_record(*self._aside[name]) for name in sorted(self._aside)},  # alike on all ranks

@@ -14,12 +14,13 @@ from lightning.pytorch.loggers import CSVLogger
 from schedulers import SCHEDULERS, Make
 from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LinearLR, LRScheduler
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LinearLR, LRScheduler, StepLR
 
 from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR
 
 FACTORS = {"head": 1.0, "mid": 0.5, "stem": 0.25}
 EPOCHS, STEPS = 10, 2
+
 
 def test_every_scheduler_of_torch_is_tried() -> None:
     classes = [cls for name, cls in vars(lr_scheduler).items() if inspect.isclass(cls) and issubclass(cls, LRScheduler)]

@@ -24,6 +24,7 @@ from lightning_freeze import (
     ProgressiveFreeze,
     ResumeError,
     RotatingUnfreeze,
+    StageSchedule,
 )
 
 # As `Trainer.fit(weights_only=True)` of newer Lightning: nothing but plain types and tensors may be in a checkpoint.
@@ -137,6 +138,31 @@ RUNS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         lambda: [GradualUnfreeze(STAGES, warmup_steps=3, verbose=False), LayerAdaptiveLR(max_factor=2.0)],
         {"scheduler": "Sequential"},
         {},
+    ),
+    "a cycle per stage, with warm-up and layer-wise rates": (
+        lambda: [
+            GradualUnfreeze(STAGES, at=[0, 0.3, 0.7], warmup_steps=3, verbose=False),
+            LayerwiseLR(0.5),
+            StageSchedule(warmup=0.4, verbose=False),
+        ],
+        {"scheduler": "OneCycleLR", "interval": "step"},
+        {},
+    ),
+    "a cycle per stage that a metric ends, momentum of SGD": (
+        lambda: [
+            GradualUnfreeze(STAGES, monitor="val", patience=1, verbose=False),
+            StageSchedule(warmup=[0.5, 0.2], length=6, verbose=False),
+        ],
+        {"optimizer": "SGD"},
+        {},
+    ),
+    "a cycle from each unfreezing on": (
+        lambda: [
+            GradualUnfreeze(STAGES, every_n_train_steps=3, verbose=False),
+            StageSchedule("slanted_triangular", restart="new", verbose=False),
+        ],
+        {},
+        {"accumulate_grad_batches": 2},
     ),
 }
 
