@@ -1,4 +1,4 @@
-"""The units of a model, in order of use: the blocks that repeat, and the layers between them.
+"""The units of a model: the blocks that repeat, and the layers between them.
 
 A model is a tree of modules. From the root down, a module is either *opened*, and its children are looked at one by
 one, or it is a *unit*. Opened are containers of blocks; a block that repeats, a single layer and a small module
@@ -41,11 +41,21 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     shapes: frozenset[tuple[str, tuple[int, ...]]] = frozenset()
     unit: Unit = field(init=False)
+    place: int = field(init=False, default=0)  # among the siblings of its class
 
     @property
     def is_plain_list(self) -> bool:
         """A list as it comes with torch: it has no class of its own, so it does not say what it is."""
         return _class_of(self.module) in _LISTS
+
+    @cached_property
+    def alike(self) -> dict[type, list[_Node]]:
+        """Children by class."""
+        found: dict[type, list[_Node]] = {}
+        for child in self.children:
+            found.setdefault(_class_of(child.module), []).append(child)
+            child.place = len(found[_class_of(child.module)]) - 1
+        return found
 
     @cached_property
     def blocks(self) -> list[_Node]:
@@ -121,10 +131,10 @@ class _Tree:
 
     def _is_repeat(self, node: _Node, parent: _Node) -> bool:
         """A block follows, or is followed by, a sibling of its class with mostly the same shapes."""
-        alike = [child for child in parent.children if _class_of(child.module) is _class_of(node.module)]
+        alike = parent.alike[_class_of(node.module)]
         if node.is_plain_list or not (isinstance(parent.module, _LISTS) or len(alike) >= _MANY):
             return False
-        place = alike.index(node)
+        place = node.place
         return any(
             2 * len(node.shapes & other.shapes) > max(len(node.shapes), len(other.shapes))
             and not self._parallel([node, other])
@@ -210,15 +220,7 @@ def _with_ancestors(name: str) -> Iterator[str]:
     yield ""
 
 
-def ordered_units(index: ModelIndex, usage: Usage) -> list[Unit]:
-    """The units of a model in order of use, input first; one that was not used follows its neighbour of registration.
-
-    Without a forward that is the order of registration.
-    """
+def units_of(index: ModelIndex, usage: Usage) -> list[Unit]:
+    """The units of a model, in order of registration."""
     tree = _Tree(index, usage)
-    found = list(tree.units(tree.root))
-    keys, last = [], -1.0
-    for place, unit in enumerate(found):
-        last = unit.first if unit.first < math.inf else last
-        keys.append((last, place))
-    return [unit for _, unit in sorted(zip(keys, found, strict=True), key=lambda pair: pair[0])]
+    return list(tree.units(tree.root))

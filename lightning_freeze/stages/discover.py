@@ -9,10 +9,11 @@ from torch import nn
 
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex, check_initialized
-from lightning_freeze.stages.blocks import ordered_units
+from lightning_freeze.stages.blocks import units_of
+from lightning_freeze.stages.levels import levels_of
 from lightning_freeze.stages.patterns_for import patterns_for
 from lightning_freeze.stages.stage import Stage
-from lightning_freeze.stages.units import Unit, balance, join
+from lightning_freeze.stages.units import Level, balance, join
 from lightning_freeze.stages.usage import Usage, record_usage
 
 MAX_STAGES = 40
@@ -56,10 +57,15 @@ def stages_of(index: ModelIndex, example_input: object = None, max_stages: int |
     check_initialized(index, "discover_stages")
     if not index.parameters:
         return []
-    units = join(ordered_units(index, _usage(index, example_input)))
-    units = balance(units, min(max_stages or MAX_STAGES, MAX_STAGES))
-    patterns = [patterns_for(index, unit.names) for unit in units]
-    return [Stage(*named) for named in zip(_names(units, patterns, index), patterns, strict=True)][::-1]
+    usage = _usage(index, example_input)
+    return stages_from(index, join(*levels_of(units_of(index, usage), usage)), max_stages)
+
+
+def stages_from(index: ModelIndex, levels: list[Level], max_stages: int | None) -> list[Stage]:
+    """Levels, the input first, as at most so many stages, the head first."""
+    levels = balance(levels, min(max_stages or MAX_STAGES, MAX_STAGES))
+    patterns = [patterns_for(index, level.names) for level in levels]
+    return [Stage(*named) for named in zip(_names(levels, patterns, index), patterns, strict=True)][::-1]
 
 
 def _usage(index: ModelIndex, example_input: object) -> Usage:
@@ -69,12 +75,12 @@ def _usage(index: ModelIndex, example_input: object) -> Usage:
     return Usage() if attribute is None else record_usage(index, attribute, "model.example_input_array")
 
 
-def _names(units: Sequence[Unit], patterns: Sequence[Sequence[str]], index: ModelIndex) -> list[str]:
+def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: ModelIndex) -> list[str]:
     """A name for each: its one module, or its first and last; unique, and made of what metric names may hold."""
     names: list[str] = []
-    for unit, listed in zip(units, patterns, strict=True):
+    for level, listed in zip(levels, patterns, strict=True):
         whole = len(listed) == 1 and listed[0] in index.modules
-        name = _UNFIT.sub("_", listed[0] if whole else _range(unit.labels))
+        name = _UNFIT.sub("_", listed[0] if whole else _range(level.labels))
         while name in names:
             name += "_"
         names.append(name)

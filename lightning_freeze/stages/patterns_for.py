@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 
 from lightning_freeze.model.index import ModelIndex
 
@@ -37,25 +37,51 @@ class _Cover:
     def __init__(self, index: ModelIndex, names: Iterable[str]) -> None:
         self.index, self.chosen = index, set(names)
         self.covered: set[str] = set()
+        self.touched: set[str] = set()  # modules with something chosen under them: no other needs a look
+        for alias in chain.from_iterable(index.places[name] for name in self.chosen):
+            owner = alias.rpartition(".")[0]
+            while owner not in self.touched:
+                self.touched.add(owner)
+                owner = owner.rpartition(".")[0]
 
-    def best(self, module: str, negate: bool = True) -> list[str]:
+    def best(self, module: str) -> list[str]:
         """Patterns for what is chosen under a module and not covered yet."""
+        if module not in self.touched:
+            return []
         under = set(self.index.under(module))
         wanted = (under & self.chosen) - self.covered
         if not wanted:
             return []
-        plain = [_whole(module)] if under <= self.chosen else self._parts(module, negate)
+        plain = [_whole(module)] if under <= self.chosen else self._parts(module)
         self.covered |= wanted
-        if negate and len(plain) > 3:
-            rest = _Cover(self.index, under - self.chosen).best(module, negate=False)
-            if 2 * (1 + len(rest)) <= len(plain):
+        if len(plain) > 3:
+            most = len(plain) // 2 - 1
+            rest = list(islice(_Cover(self.index, under - self.chosen).plain(module), most + 1))
+            if len(rest) <= most:
                 return [_whole(module), *(f"!{pattern}" for pattern in rest)]
         return plain
 
-    def _parts(self, module: str, negate: bool) -> list[str]:
+    def _parts(self, module: str) -> list[str]:
         slots, children = self.index.inside[module]
-        own = [slot for slot in slots if self.index.aliases[slot] in self.chosen - self.covered]
-        return [*map(_exact, own), *chain.from_iterable(self.best(child, negate) for child in children)]
+        own = [slot for slot in slots if (name := self.index.aliases[slot]) in self.chosen and name not in self.covered]
+        return [*map(_exact, own), *chain.from_iterable(map(self.best, children))]
+
+    def plain(self, module: str) -> Iterator[str]:
+        """The same without `!`, one by one."""
+        under = set(self.index.under(module)) if module in self.touched else set()
+        if not (under & self.chosen) - self.covered:
+            return
+        if under <= self.chosen:
+            self.covered |= under
+            yield _whole(module)
+            return
+        slots, children = self.index.inside[module]
+        for slot in slots:
+            if (name := self.index.aliases[slot]) in self.chosen and name not in self.covered:
+                self.covered.add(name)
+                yield _exact(slot)
+        for child in children:
+            yield from self.plain(child)
 
 
 def _whole(module: str) -> str:

@@ -1,6 +1,6 @@
-"""Units of a model become stages: tokens, norms and single layers join a neighbour, then neighbours are balanced.
+"""Units of a model become levels, and levels stages: tokens, norms and single layers join a neighbour.
 
-Everything here is in order of use, the input first.
+Everything here is in order of the way through the model, the input first.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate, pairwise
 from operator import or_
 
 import torch
-
-from lightning_freeze.stages.usage import FROM_INPUT
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,6 @@ class Unit:
     repeats: bool = False
     listed: bool = False
 
-    def absorb(self, *others: Unit) -> Unit:
-        """This unit with the parameters of neighbours; its name stays."""
-        names = [name for other in others for name in other.names]
-        return replace(
-            self,
-            names=(*self.names, *names),
-            size=self.size + sum(other.size for other in others),
-            bits=union(unit.bits for unit in (self, *others)),
-        )
-
     @property
     def is_layer(self) -> bool:
         """A layer on its own, like a stem convolution or a patch merging: no block, and not one of a list."""
@@ -75,10 +63,58 @@ class Unit:
         return False
 
 
-def merge(units: Sequence[Unit]) -> Unit:
-    """Neighbours as one unit, named after all of them."""
-    whole = units[0].absorb(*units[1:])
-    return replace(whole, labels=tuple(label for unit in units for label in unit.labels))
+@dataclass(frozen=True)
+class Level:
+    """Units that are equally far from the loss, and what has joined them.
+
+    Attributes:
+        units: all of them.
+        labels: what gives the level its name.
+    """
+
+    units: tuple[Unit, ...]
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, units: Sequence[Unit]) -> Level:
+        """Units as one level, named after those with a weight matrix."""
+        named = [unit for unit in units if unit.weights] or list(units)
+        return cls(tuple(units), tuple(label for unit in named for label in unit.labels))
+
+    def absorb(self, *others: Level) -> Level:
+        """This level with the units of neighbours; its name stays."""
+        return replace(self, units=(*self.units, *(unit for other in others for unit in other.units)))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of its parameters."""
+        return tuple(name for unit in self.units for name in unit.names)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements of its parameters."""
+        return sum(unit.size for unit in self.units)
+
+    @cached_property
+    def has_weights(self) -> bool:
+        """Whether there is a weight matrix in it."""
+        return any(unit.weights for unit in self.units)
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether there is a block in it that the model has others of."""
+        return any(unit.repeats for unit in self.units)
+
+    @cached_property
+    def is_layer(self) -> bool:
+        """Whether it is made of single layers."""
+        return self.has_weights and all(unit.is_layer for unit in self.units if unit.weights)
+
+
+def merge(levels: Sequence[Level]) -> Level:
+    """Neighbours as one level, named after all of them."""
+    whole = levels[0].absorb(*levels[1:])
+    return replace(whole, labels=tuple(label for level in levels for label in level.labels))
 
 
 def union(masks: Iterable[int]) -> int:
@@ -86,92 +122,83 @@ def union(masks: Iterable[int]) -> int:
     return reduce(or_, masks, 0)
 
 
-def join(units: Sequence[Unit]) -> list[Unit]:
-    """Tokens, norms and single layers join a neighbour; the head and the stem are found."""
-    units = _attach(units)
-    body, head = _split_head(units)
-    return [*_join_layers(_merge_stem(body)), *head]
+def join(levels: Sequence[Level], above: Sequence[Level] = ()) -> list[Level]:
+    """Levels of norms and single layers join a neighbour; the stem and the head are found.
+
+    Args:
+        levels: the input first, the head last.
+        above: what was not called, and is registered after the head.
+    """
+    levels = _attach(levels)
+    stop = len(levels) - 1 + levels[-1].repeats  # a backbone without a head ends with a block
+    body = _join_layers(_merge_stem(levels[:stop]))
+    return _attach([*body, *levels[stop:], *above])
 
 
-def _attach(units: Sequence[Unit]) -> list[Unit]:
-    """Units without a weight matrix (norms, scales, tokens) join their predecessor, the first ones their successor."""
-    start = next((k for k, unit in enumerate(units) if unit.weights), len(units))
-    if start == len(units):
-        return [merge(units)]
-    found = [units[start].absorb(*units[:start])]
-    for unit in units[start + 1 :]:
-        if unit.weights:
-            found.append(unit)
+def _attach(levels: Sequence[Level]) -> list[Level]:
+    """A level without a weight matrix joins its predecessor, the first ones their successor."""
+    start = next((k for k, level in enumerate(levels) if level.has_weights), len(levels))
+    if start == len(levels):
+        return [merge(levels)]
+    found = [levels[start].absorb(*levels[:start])]
+    for level in levels[start + 1 :]:
+        if level.has_weights:
+            found.append(level)
         else:
-            found[-1] = found[-1].absorb(unit)
+            found[-1] = found[-1].absorb(level)
     return found
 
 
-def _split_head(units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
-    """The body, and the heads: what is used last with all that works beside it, then what was not used at all."""
-    stop = max((k for k, unit in enumerate(units, start=1) if unit.first < math.inf), default=len(units))
-    start = stop - 1
-    while start and all(units[start - 1].apart(head) for head in units[start:stop]):
-        start -= 1
-    if start == stop - 1 and units[start].repeats:  # a backbone without a head ends with a block
-        start = stop
-    return list(units[:start]), [*([merge(units[start:stop])] if start < stop else []), *units[stop:]]
+def _merge_stem(levels: list[Level]) -> list[Level]:
+    """Single layers before the first block are the stem, where blocks repeat."""
+    if not any(level.repeats for level in levels):
+        return levels
+    stop = next((k for k, level in enumerate(levels) if not level.is_layer and (k or level.repeats)), len(levels))
+    return [merge(levels[:stop]), *levels[stop:]] if stop > 1 else levels
 
 
-def _merge_stem(units: list[Unit]) -> list[Unit]:
-    """Single layers before the first block are the stem, where blocks repeat; else the first ones that see only the
-    input.
-    """
-    if any(unit.repeats for unit in units):
-        stop = next((k for k, unit in enumerate(units) if not unit.is_layer and (k or unit.repeats)), len(units))
-    else:
-        stop = next((k for k, unit in enumerate(units) if unit.inputs != FROM_INPUT), len(units))
-    return [merge(units[:stop]), *units[stop:]] if stop > 1 else units
-
-
-def _join_layers(units: list[Unit]) -> list[Unit]:
+def _join_layers(levels: list[Level]) -> list[Level]:
     """A single layer joins the repeated block after it, else the one before it, when it is smaller than the block."""
-    for place in range(len(units) - 2, 0, -1):
-        inside = units[place - 1].first < units[place].first < units[place - 1].last
-        if not inside and _fits(units[place], units[place + 1]):  # what a block uses on its way belongs to that block
-            units = [*units[:place], units[place + 1].absorb(units[place]), *units[place + 2 :]]
-    joined = units[:1]
-    for unit in units[1:]:
-        if _fits(unit, joined[-1]):
-            joined[-1] = joined[-1].absorb(unit)
+    for place in range(len(levels) - 2, 0, -1):
+        if _fits(levels[place], levels[place + 1]):
+            levels = [*levels[:place], levels[place + 1].absorb(levels[place]), *levels[place + 2 :]]
+    joined = levels[:1]
+    for level in levels[1:]:
+        if _fits(level, joined[-1]):
+            joined[-1] = joined[-1].absorb(level)
         else:
-            joined.append(unit)
+            joined.append(level)
     return joined
 
 
-def _fits(layer: Unit, block: Unit) -> bool:
-    return layer.is_layer and block.repeats and layer.size < block.size and not layer.apart(block)
+def _fits(layer: Level, block: Level) -> bool:
+    return layer.is_layer and block.repeats and layer.size < block.size
 
 
-def balance(units: list[Unit], most: int) -> list[Unit]:
-    """At most so many units: neighbours merged so that the sum of squared sizes is least.
+def balance(levels: list[Level], most: int) -> list[Level]:
+    """At most so many levels: neighbours merged so that the sum of squared sizes is least.
 
     From three stages on the head stays alone: with a new head, training must be able to start with it only.
     """
-    if len(units) <= most:
-        return units
+    if len(levels) <= most:
+        return levels
     if most >= 3:
-        return [*_balanced(units[:-1], most - 1), units[-1]]
-    return _balanced(units, most)
+        return [*_balanced(levels[:-1], most - 1), levels[-1]]
+    return _balanced(levels, most)
 
 
-def _balanced(units: list[Unit], most: int) -> list[Unit]:
-    while len(units) > 1000:  # the table below is quadratic
-        units = [merge(units[k : k + 2]) for k in range(0, len(units), 2)]
-    ends = torch.tensor([0, *accumulate(unit.size for unit in units)], dtype=torch.float64, device="cpu")
+def _balanced(levels: list[Level], most: int) -> list[Level]:
+    while len(levels) > 1000:  # the table below is quadratic
+        levels = [merge(levels[k : k + 2]) for k in range(0, len(levels), 2)]
+    ends = torch.tensor([0, *accumulate(level.size for level in levels)], dtype=torch.float64, device="cpu")
     sizes = (ends[None, :] - ends[:, None]) / max(float(ends[-1]), 1.0)
     cost = sizes.square().masked_fill(torch.ones_like(sizes).tril().bool(), float("inf"))
     best, cuts = cost[0], []
     for _ in range(most - 1):
         best, cut = (best[:, None] + cost).min(dim=0)
         cuts.append(cut)
-    bounds = [len(units)]
+    bounds = [len(levels)]
     for cut in reversed(cuts):
         bounds.append(int(cut[bounds[-1]]))
     bounds = [0, *reversed(bounds)]
-    return [merge(units[start:stop]) for start, stop in pairwise(bounds)]
+    return [merge(levels[start:stop]) for start, stop in pairwise(bounds)]

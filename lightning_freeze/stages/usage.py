@@ -9,8 +9,10 @@ import itertools
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode
@@ -18,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.dry_run import copied_for, dry_run, tensors_in
-from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.index import ModelIndex, ModuleSpan
+from lightning_freeze.stages.flow import Flow
 
 # Bit 0 of a mask: the tensor comes from the example input. Bit k + 1: parameter k went into it.
 FROM_INPUT = 1
@@ -52,6 +55,7 @@ class Usage:
         tokens: parameters that were first added or put beside the data: positions and class tokens.
         calls: id of a module -> when it was first called.
         looped: ids of modules that ran again on what they had made before: the layer of ALBERT, the update of RAFT.
+        flow: what was computed from what.
     """
 
     first: dict[str, int] = field(default_factory=dict)
@@ -60,23 +64,51 @@ class Usage:
     tokens: set[str] = field(default_factory=set)
     calls: dict[int, int] = field(default_factory=dict)
     looped: set[int] = field(default_factory=set)
+    flow: Flow = field(default_factory=Flow)
 
 
-class _UsageMode(TorchFunctionMode):
-    """Fill a `Usage`: order of use, and masks that follow the data from function to function."""
+class UsageMode(TorchFunctionMode):
+    """Fill a `Usage` during a forward: order of use, masks that follow the data, and the flow of data.
 
-    def __init__(self, index: ModelIndex) -> None:
+    Args:
+        index: the model.
+        inputs: what the forward works on.
+        with_gradient: look only at what is done in grad mode: an average of weights is no use of them.
+    """
+
+    def __init__(self, index: ModelIndex, inputs: object, *, with_gradient: bool = False) -> None:
         super().__init__()
         self.index, self.usage, self.clock = index, Usage(), itertools.count()
+        self.with_gradient = with_gradient
         self.names = list(index.parameters)
+        self.bit = {name: 1 << bit for bit, name in enumerate(self.names, start=1)}
         self.masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
-        for bit, parameter in enumerate(index.parameters.values(), start=1):
-            self.masks[parameter] = 1 << bit
+        # A tensor -> the node of the flow that made it, or the parameters that alone made it; none for a buffer
+        self.origins: MutableMapping[Tensor, int | tuple[str, ...]] = WeakIdKeyDictionary()
+        self.met_data: dict[Any, bool] = {}  # node of autograd -> whether data went into it beside parameters
+        self.parameters: dict[int, tuple[str, Tensor]] = {}
+        for name, parameter in index.parameters.items():
+            self._know(name, parameter)
+        self.origins.update(dict.fromkeys(index.buffers.values(), ()))
+        for tensor in tensors_in(inputs):
+            self.masks[tensor] = FROM_INPUT
+
+    def _know(self, name: str, parameter: Tensor) -> None:
+        self.parameters[id(parameter)] = name, parameter
+        self.masks[parameter] = self.bit[name]
+        self.origins[parameter] = (name,)
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a parameter, or of what stands in its place while FSDP2 runs the forward."""
+        known = self.parameters.get(id(tensor))
+        return None if known is None else known[0]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.with_gradient and not torch.is_grad_enabled():
+            return result
         name = getattr(func, "__name__", "")
         outputs = list(tensors_in(args[0] if name == "__setitem__" else result))
         # Reading a size or a dtype is no use, and neither is making a new tensor like another.
@@ -93,7 +125,7 @@ class _UsageMode(TorchFunctionMode):
             else:
                 weights |= mask
             if mask and isinstance(tensor, nn.Parameter):
-                self._note(self.index.name_of(tensor), function)
+                self._note(self.name_of(tensor), function)
         if data:
             # What is added to the data (a position) stands beside what went before; it does not work on it.
             origin = FROM_INPUT if function in _ADDITIONS else data
@@ -102,6 +134,31 @@ class _UsageMode(TorchFunctionMode):
         if data | weights:
             for tensor in outputs:
                 self._mark(tensor, data | weights)
+        self._add(function, arguments, outputs)
+
+    def _add(self, function: str, arguments: list[Tensor], outputs: list[Tensor]) -> None:
+        """Add a function to the flow. One of parameters alone (a cast, a normed weight) is part of what uses it."""
+        made_of = [self.origins.get(tensor) for tensor in arguments]
+        names = dict.fromkeys(name for origin in made_of if isinstance(origin, tuple) for name in origin)
+        below = dict.fromkeys(origin for origin in made_of if isinstance(origin, int))
+        met = bool(below) or None in made_of or (() in made_of and function in _CONTRACTIONS)
+        if met and (below or names):
+            node = self.usage.flow.add(below, names)
+            for tensor in outputs:
+                self._come_from(tensor, node)
+        elif names:
+            self.origins.update(dict.fromkeys(outputs, tuple(names)))
+        for tensor in outputs:
+            if tensor.grad_fn is not None:
+                self.met_data[tensor.grad_fn] = met
+
+    def _come_from(self, tensor: Tensor, node: int) -> None:
+        if not isinstance(tensor, nn.Parameter):
+            self.origins[tensor] = node
+        if tensor._base is not None:  # written through a view
+            before = self.origins.get(tensor._base)
+            if before != node:
+                self._come_from(tensor._base, self.usage.flow.add([node, *([before] if isinstance(before, int) else [])]))
 
     def _mark(self, tensor: Tensor, mask: int) -> None:
         if not isinstance(tensor, nn.Parameter):
@@ -119,25 +176,45 @@ class _UsageMode(TorchFunctionMode):
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Note when each module is first called, and whether its second call works on what came out of the first."""
-        again: set[int] = set()
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if id(module) not in self.usage.calls:
-                self.usage.calls[id(module)] = next(self.clock)
-            elif id(module) not in again:
-                again.add(id(module))
-                own = [self.masks.get(parameter, 0) for parameter in module.parameters()]
-                if any(self.masks.get(tensor, 0) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
-                    self.usage.looped.add(id(module))
-
-        modules = [module for module in self.index.modules[""].module.modules() if not isinstance(module, ScriptModule)]
-        handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+        """Note when each module is first called, and what functions do not show of it."""
+        modules: dict[int, nn.Module] = {}
+        handles = []
+        for span in self.index.spans:
+            if id(span.module) not in modules and not isinstance(span.module, ScriptModule):
+                modules[id(span.module)] = span.module
+                handles.append(span.module.register_forward_pre_hook(partial(self._enter, span), with_kwargs=True))
+                if not type(span.module).__module__.startswith("torch.nn.modules."):  # those hide nothing
+                    handles.append(span.module.register_forward_hook(partial(self._leave, span), with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _enter(self, span: ModuleSpan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in self.parameters:
+                self._know(self.index.aliases[f"{span.name}.{leaf}" if span.name else leaf], parameter)
+        if id(module) not in self.usage.calls:
+            self.usage.calls[id(module)] = next(self.clock)
+        elif id(module) not in self.usage.looped:
+            # whether its second call works on what came out of the first
+            own = [self.masks.get(parameter, 0) for parameter in module.parameters()]
+            if any(self.masks.get(tensor, 0) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
+                self.usage.looped.add(id(module))
+
+    def _leave(
+        self, span: ModuleSpan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
+    ) -> None:
+        """Bridge what no function showed: a module that computes in compiled code, or in a `torch.autograd.Function`."""
+        if self.with_gradient and not torch.is_grad_enabled():
+            return
+        given = list(tensors_in((args, kwargs)))
+        passed_on = {id(tensor) for tensor in given}
+        hidden = [out for out in tensors_in(result) if out not in self.origins and id(out) not in passed_on]
+        if hidden:
+            names = [name for name in self.index.entries[span.start : span.stop] if name not in self.usage.first]
+            self._add("", [*given, *(self.index.parameters[name] for name in names)], hidden)
 
 
 def _bits(mask: int) -> Iterator[int]:
@@ -159,19 +236,18 @@ def record_usage(index: ModelIndex, example_input: object, source: str = "exampl
     Raises:
         PlanError: the forward raised.
     """
-    arguments, watch = copied_for(index, example_input), _UsageMode(index)
-    for tensor in tensors_in(arguments):
-        watch.masks[tensor] = FROM_INPUT
+    arguments = copied_for(index, example_input)
+    watch = UsageMode(index, arguments)
     try:
         with watch.calls(), watch:
             dry_run(index.modules[""].module, arguments)
     except Exception as error:
         raise PlanError(_forward_failed(index, error, arguments, source)) from error
-    _fill_from_calls(index, watch.usage)
+    fill_from_calls(index, watch.usage)
     return watch.usage
 
 
-def _fill_from_calls(index: ModelIndex, usage: Usage) -> None:
+def fill_from_calls(index: ModelIndex, usage: Usage) -> None:
     """A called module of whose parameters none was seen (FSDP2 runs with others in their place): its call counts."""
     for name, (slots, _) in index.inside.items():
         own = [index.aliases[slot] for slot in slots]

@@ -1,0 +1,151 @@
+"""The way from the loss down to each unit of a model: how deep it lies, in units.
+
+The depth of a unit is the longest path from the loss to it. The shortest is the same for all blocks with residual
+connections. Units that lie on a cycle (two modules that call each other's layers in turn) share a depth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Flow:
+    """What was computed from what, in one forward.
+
+    Attributes:
+        below: node -> the nodes whose results went into it; each has a smaller number.
+        uses: node -> names of the parameters that met data there.
+    """
+
+    below: list[tuple[int, ...]] = field(default_factory=list)
+    uses: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, below: Iterable[int], uses: Iterable[str] = ()) -> int:
+        """A new node, and its number."""
+        self.below.append(tuple(below))
+        if names := tuple(uses):
+            self.uses[len(self.below) - 1] = names
+        return len(self.below) - 1
+
+
+def first_uses(flow: Flow) -> dict[int, tuple[str, ...]]:
+    """Of several uses of a parameter, those that have no other use of it beneath them.
+
+    A head that shares its weight with the embedding counts at the embedding, a block that runs on its own output
+    counts once, and a network that two inputs pass side by side counts at both.
+    """
+    counts = Counter(name for names in flow.uses.values() for name in names)
+    bit = {name: 1 << place for place, name in enumerate(name for name, count in counts.items() if count > 1)}
+    if not bit:
+        return flow.uses
+    masks: list[int] = []
+    kept: dict[int, tuple[str, ...]] = {}
+    for node, below in enumerate(flow.below):
+        mask = 0
+        for lower in below:
+            mask |= masks[lower]
+        if names := flow.uses.get(node):
+            kept[node] = tuple([name for name in names if not bit.get(name, 0) & mask])
+            for name in names:
+                mask |= bit.get(name, 0)
+        masks.append(mask)
+    return kept
+
+
+def depths(flow: Flow, unit_of: Mapping[str, int], solid: Collection[int]) -> dict[int, int]:
+    """How far each unit lies below the loss: 0 for the head.
+
+    Args:
+        flow: the loss, or all that nothing was computed from, has the largest numbers.
+        unit_of: parameter name -> number of its unit.
+        solid: units with a weight matrix. Only these are counted; a norm or a token has a depth like any other.
+
+    Returns:
+        Depths of the units that the flow reaches.
+
+    Example:
+        >>> flow = Flow()
+        >>> stem = flow.add([], ["stem"])
+        >>> left, right = flow.add([stem], ["left"]), flow.add([stem], ["right"])
+        >>> head = flow.add([left, right], ["head"])
+        >>> depths(flow, {"stem": 0, "left": 1, "right": 2, "head": 3}, range(4))
+        {3: 0, 1: 1, 2: 1, 0: 2}
+    """
+    above = _above(flow, unit_of, frozenset(solid))
+    found: dict[int, int] = {}
+    for component in _components(above):
+        higher = [found[unit] for member in component for unit in above[member] if unit in found]
+        depth = 1 + max(higher, default=-1)
+        found.update(dict.fromkeys(component, depth))
+    return found
+
+
+def _above(flow: Flow, unit_of: Mapping[str, int], solid: frozenset[int]) -> dict[int, set[int]]:
+    """Unit -> the units next above it on the ways to the loss."""
+    uses = first_uses(flow)
+    above: dict[int, set[int]] = {}
+    passed: list[frozenset[int] | None] = [None] * len(flow.below)  # the units last passed on the way down to a node
+    nothing: frozenset[int] = frozenset()
+    for node in range(len(flow.below) - 1, -1, -1):
+        last = passed[node] or nothing
+        here = {unit_of[name] for name in uses.get(node, ()) if name in unit_of}
+        for unit in here:
+            above.setdefault(unit, set()).update(last - {unit})
+        onward = frozenset(here & solid) or last
+        for lower in flow.below[node]:
+            before = passed[lower]
+            if before is None or before is onward:
+                passed[lower] = onward
+            elif before != onward:
+                passed[lower] = _nearest(before | onward, above)
+        passed[node] = None
+    return above
+
+
+def _nearest(units: frozenset[int], above: Mapping[int, set[int]]) -> frozenset[int]:
+    """Without those that lie above another one: the longest path leads through that one anyway."""
+    left = set(units)
+    for unit in units:
+        if unit in left and len(left) > 1:
+            left -= above.get(unit, set())
+            left.add(unit)
+    return frozenset(left)
+
+
+def _components(above: Mapping[int, Collection[int]]) -> Iterator[list[int]]:
+    """Strongly connected components, each after all that lie above it (Tarjan, 1972)."""
+    number: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    stack: list[int] = []
+    waiting: set[int] = set()
+    for start in above:
+        path: list[tuple[int, Iterator[int]]] = [] if start in number else [(start, iter(above[start]))]
+        while path:
+            unit, rest = path[-1]
+            if unit not in number:
+                number[unit] = lowest[unit] = len(number)
+                stack.append(unit)
+                waiting.add(unit)
+            following = next(rest, None)
+            if following is not None:
+                if following not in number:
+                    path.append((following, iter(above.get(following, ()))))
+                elif following in waiting:
+                    lowest[unit] = min(lowest[unit], number[following])
+                continue
+            path.pop()
+            if path:
+                lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[unit])
+            if lowest[unit] == number[unit]:
+                yield _popped(stack, waiting, unit)
+
+
+def _popped(stack: list[int], waiting: set[int], root: int) -> list[int]:
+    component: list[int] = []
+    while not component or component[-1] != root:
+        component.append(stack.pop())
+    waiting.difference_update(component)
+    return component

@@ -1,0 +1,96 @@
+"""What a loss was computed from, read from the graph that autograd keeps for its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_freeze.stages.flow import Flow
+
+# Lookups have no edge for what they look up.
+_LOOKUPS = ("Embedding", "EmbeddingBag", "IndexSelect")
+
+
+def flow_to(losses: Sequence[Tensor], name_of: Callable[[Tensor], str | None], met_data: Mapping[Any, bool]) -> Flow:
+    """The flow that ends in these tensors.
+
+    A parameter is used where it first meets data, not where it is transposed, cast, expanded or normed.
+
+    Args:
+        losses: those that a gradient is asked of; one without a graph adds nothing.
+        name_of: a leaf of the graph -> the name of the parameter it is.
+        met_data: node of autograd -> whether data went into it beside parameters, of those that are known.
+    """
+    roots = list(dict.fromkeys(loss.grad_fn for loss in losses if loss.grad_fn is not None))
+    return _Graph(name_of, met_data).read(roots)
+
+
+class _Graph:
+    def __init__(self, name_of: Callable[[Tensor], str | None], met_data: Mapping[Any, bool]) -> None:
+        self.name_of, self.met_data = name_of, met_data
+        self.flow = Flow()
+        self.number: dict[Any, int] = {}
+        self.pending: dict[Any, list[Any]] = {}  # made of parameters alone -> the nodes or names that it is made of
+
+    def read(self, roots: Sequence[Any]) -> Flow:
+        for node in _inputs_first(roots):
+            self._add(node)
+        for root in roots:
+            if root in self.pending:  # nothing but parameters, as the penalty of weights
+                self.flow.add((), self._names([root]))
+        return self.flow
+
+    def _add(self, node: Any) -> None:
+        if type(node).__name__ == "AccumulateGrad":
+            name = self.name_of(node.variable)
+            if name is None:
+                self.number[node] = self.flow.add(())
+            else:
+                self.pending[node] = [name]
+            return
+        lower = [child for child, _ in node.next_functions if child is not None]
+        if lower and all(child in self.pending for child in lower) and not self._meets_data(node):
+            self.pending[node] = lower
+            return
+        below = dict.fromkeys(self.number[child] for child in lower if child in self.number)
+        self.number[node] = self.flow.add(below, self._names(child for child in lower if child in self.pending))
+
+    def _meets_data(self, node: Any) -> bool:
+        known = self.met_data.get(node)
+        if known is not None:
+            return known
+        # No function was seen here, as within one that is compiled: what needs no gradient is taken for data.
+        kind = node.name().removesuffix("0").removesuffix("Backward")
+        return kind in _LOOKUPS or any(child is None for child, _ in node.next_functions)
+
+    def _names(self, nodes: Iterable[Any]) -> list[str]:
+        names: dict[str, None] = {}
+        seen, waiting = set[Any](), list(nodes)
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, str):
+                names[one] = None
+            elif one not in seen:
+                seen.add(one)
+                waiting += self.pending[one]
+        return list(names)
+
+
+def _inputs_first(roots: Sequence[Any]) -> Iterator[Any]:
+    """Every node of a graph, after all that it was computed from."""
+    seen = set[Any]()
+    for root in roots:
+        path = [] if root in seen else [(root, iter(root.next_functions))]
+        seen.add(root)
+        while path:
+            node, rest = path[-1]
+            for child, _ in rest:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    path.append((child, iter(child.next_functions)))
+                    break
+            else:
+                path.pop()
+                yield node
