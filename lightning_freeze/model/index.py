@@ -118,7 +118,7 @@ class ModelIndex:
         return found
 
     @cached_property
-    def places(self) -> dict[str, list[str]]:
+    def all_names(self) -> dict[str, list[str]]:
         """Canonical name -> all names of the parameter; a tied one has several."""
         found: dict[str, list[str]] = {}
         for alias, canonical in self.aliases.items():

@@ -71,8 +71,8 @@ def depths(flow: Flow, unit_of: Mapping[str, int], solid: Collection[int]) -> di
         >>> stem = flow.add([], ["stem"])
         >>> left, right = flow.add([stem], ["left"]), flow.add([stem], ["right"])
         >>> head = flow.add([left, right], ["head"])
-        >>> depths(flow, {"stem": 0, "left": 1, "right": 2, "head": 3}, range(4))
-        {3: 0, 1: 1, 2: 1, 0: 2}
+        >>> sorted(depths(flow, {"stem": 0, "left": 1, "right": 2, "head": 3}, range(4)).items())
+        [(0, 2), (1, 1), (2, 1), (3, 0)]
     """
     above = _above(flow, unit_of, frozenset(solid))
     found: dict[int, int] = {}

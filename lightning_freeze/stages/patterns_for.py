@@ -38,7 +38,7 @@ class _Cover:
         self.index, self.chosen = index, set(names)
         self.covered: set[str] = set()
         self.touched: set[str] = set()  # modules with something chosen under them: no other needs a look
-        for alias in chain.from_iterable(index.places[name] for name in self.chosen):
+        for alias in chain.from_iterable(index.all_names[name] for name in self.chosen):
             owner = alias.rpartition(".")[0]
             while owner not in self.touched:
                 self.touched.add(owner)

@@ -158,7 +158,9 @@ class UsageMode(TorchFunctionMode):
         if tensor._base is not None:  # written through a view
             before = self.origins.get(tensor._base)
             if before != node:
-                self._come_from(tensor._base, self.usage.flow.add([node, *([before] if isinstance(before, int) else [])]))
+                self._come_from(
+                    tensor._base, self.usage.flow.add([node, *([before] if isinstance(before, int) else [])])
+                )
 
     def _mark(self, tensor: Tensor, mask: int) -> None:
         if not isinstance(tensor, nn.Parameter):
@@ -206,7 +208,7 @@ class UsageMode(TorchFunctionMode):
     def _leave(
         self, span: ModuleSpan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
     ) -> None:
-        """Bridge what no function showed: a module that computes in compiled code, or in a `torch.autograd.Function`."""
+        """Bridge what no function showed: a module that computes in a `torch.autograd.Function` or in a script."""
         if self.with_gradient and not torch.is_grad_enabled():
             return
         given = list(tensors_in((args, kwargs)))

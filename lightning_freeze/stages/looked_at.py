@@ -1,0 +1,113 @@
+"""Stages by distance to the loss: what one real training step showed, as stages of what can train."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.stages.blocks import units_of
+from lightning_freeze.stages.discover import stages_from
+from lightning_freeze.stages.gradients import flow_to
+from lightning_freeze.stages.levels import Kin, levels_of
+from lightning_freeze.stages.stage import Stage
+from lightning_freeze.stages.units import Level, Unit, join
+from lightning_freeze.stages.usage import Usage, UsageMode, fill_from_calls
+
+
+@dataclass
+class Look:
+    """What a training step showed.
+
+    Attributes:
+        levels: what can train, by its distance to the loss; the input first.
+        detached: parameters that can train, were used, and are not part of any loss: an averaged target.
+        uncalled: parameters that can train and were not used in this step.
+    """
+
+    levels: list[Level]
+    detached: list[str]
+    uncalled: list[str]
+
+    def stages(self, index: ModelIndex, most: int | None = None) -> list[Stage]:
+        """At most so many stages, the head first."""
+        return stages_from(index, self.levels, most)
+
+
+def read_look(
+    mode: UsageMode, losses: Sequence[Tensor], trains: Collection[str], groups: Sequence[Collection[str]] = ()
+) -> Look:
+    """The levels of what can train.
+
+    Args:
+        mode: was active during the training step, with gradients.
+        losses: the tensors that a gradient was asked of.
+        trains: names of the parameters that can train.
+        groups: the parameters of each optimizer. One of which nothing is part of a loss has its turn in another step.
+
+    Raises:
+        PlanError: the losses depend on none of these parameters.
+    """
+    index, usage = mode.index, mode.usage
+    fill_from_calls(index, usage)
+    flow = flow_to(losses, mode.name_of, mode.met_data)
+    reached = {name for names in flow.uses.values() for name in names}
+    if reached.isdisjoint(trains):
+        raise PlanError("its loss depends on no parameter that can train" if losses else "it computed no loss")
+    later = {name for group in groups if reached.isdisjoint(group) for name in group}
+    apart = _detached(index, usage, reached) - later
+    detached = [name for name in index.parameters if name in trains and name in apart]
+    uncalled = [name for name in index.parameters if name in trains and name not in reached and name not in apart]
+    levels = _levels(index, replace(usage, flow=flow), set(trains) - apart, _kin(index))
+    return Look(levels, detached, uncalled)
+
+
+def without_loss(mode: UsageMode | None, index: ModelIndex, trains: Collection[str]) -> Look:
+    """The levels of what can train in order of use where a forward has used all of it, else of registration."""
+    usage = Usage()
+    if mode is not None:
+        fill_from_calls(index, mode.usage)
+        usage = mode.usage if mode.usage.first.keys() >= set(trains) else usage
+    return Look(_levels(index, usage, trains), [], [])
+
+
+def _levels(index: ModelIndex, usage: Usage, trains: Collection[str], kin: Kin | None = None) -> list[Level]:
+    units = [part for unit in units_of(index, usage) if (part := _part(unit, index, trains)) is not None]
+    return join(*levels_of(units, usage, kin)) if units else []
+
+
+def _part(unit: Unit, index: ModelIndex, trains: Collection[str]) -> Unit | None:
+    """What of a unit can train."""
+    names = tuple(name for name in unit.names if name in trains)
+    size = sum(index.parameters[name].numel() for name in names)
+    return replace(unit, names=names, size=size) if names else None
+
+
+def _detached(index: ModelIndex, usage: Usage, reached: Collection[str]) -> set[str]:
+    """Parameters that were used, in modules of which nothing is part of a loss."""
+    found = set[str]()
+    for slots, _ in index.inside.values():
+        own = [index.aliases[slot] for slot in slots]
+        if not any(name in reached for name in own):
+            found.update(name for name in own if name in usage.first)
+    return found.difference(reached)
+
+
+def _kin(index: ModelIndex) -> Kin:
+    """Units are kin when they have the same place under two siblings of one class: experts, blocks, heads of tasks."""
+
+    def kind(parts: Sequence[str]) -> type | None:
+        span = index.modules.get(".".join(parts))
+        return None if span is None else type(span.module)
+
+    def kin(one: Unit, other: Unit) -> bool:
+        left, right = one.labels[0].split("."), other.labels[0].split(".")
+        if len(left) != len(right) or kind(left) is None or kind(left) is not kind(right):
+            return False
+        differing = [k for k, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
+        return len(differing) == 1 and kind(left[: differing[0] + 1]) is kind(right[: differing[0] + 1])
+
+    return kin
