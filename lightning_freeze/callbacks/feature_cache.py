@@ -15,8 +15,7 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.report.rendering import show
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
-
-_SHARDS = {"FSDPStrategy", "ModelParallelStrategy"}
+from lightning_freeze.trainer.strategies import shards
 
 
 class FeatureCache(FreezeCallback):
@@ -151,7 +150,7 @@ def _unwrap(pl_module: LightningModule) -> None:
 def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:
     if not pl_module.automatic_optimization:
         return "the module optimizes by hand, and a step that has begun to update weights cannot be taken back"
-    if _SHARDS & {cls.__name__ for cls in type(trainer.strategy).__mro__}:
+    if shards(trainer.strategy):
         return f"{type(trainer.strategy).__name__} moves the weights in each step"
     if getattr(pl_module, "_compiler_ctx", None) is not None:
         return "the module is compiled, and what is compiled into one piece cannot be skipped in parts"

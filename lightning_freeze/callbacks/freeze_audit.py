@@ -17,6 +17,7 @@ from lightning_freeze.auditing.watcher import Watcher, differing
 from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Binding, Change
 from lightning_freeze.errors import FreezeViolation
+from lightning_freeze.model.class_names import is_named
 from lightning_freeze.model.fingerprint import select_tensors
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
@@ -151,7 +152,7 @@ class FreezeAudit(FreezeCallback):
 def _writers(trainer: Trainer) -> list[str]:
     """Callbacks in the run that could have written a frozen tensor: Lightning's own that do, then the user's."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    known = [type(one).__name__ for one in callbacks if {cls.__name__ for cls in type(one).__mro__} & set(_WRITERS)]
+    known = [type(one).__name__ for one in callbacks if is_named(one, *_WRITERS)]
     own = ("lightning.", "pytorch_lightning.", "lightning_freeze.")
     others = [type(one).__name__ for one in callbacks if not type(one).__module__.startswith(own)]
     return list(dict.fromkeys(known or others))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any
 
@@ -15,11 +14,10 @@ from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.errors import PlanError
 from lightning_freeze.report import plot as picture
 from lightning_freeze.report.timeline import Timeline, stage_members, stage_rates
+from lightning_freeze.stages.stage import metric_name
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
 from lightning_freeze.trainer.session import session_of
-
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")  # what some logger refuses in the name of a metric
 
 
 class FreezeMonitor(FreezeCallback):
@@ -161,7 +159,7 @@ class FreezeMonitor(FreezeCallback):
             norms.update(zip(names, torch.stack([self._norms[name].float() for name in names]).tolist(), strict=True))
         self._norms = {}
         for stage in self._members:
-            name = _UNFIT.sub("_", stage)
+            name = metric_name(stage)
             values |= {f"freeze/lr/{name}": rates[stage] or 0.0, f"freeze/grad_norm/{name}": norms[stage]}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -14,10 +14,10 @@ from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.schedule.moments import Progress
-from lightning_freeze.schedule.tasks import describe, names_in, tasks_of
+from lightning_freeze.schedule.tasks import describe_batch, names_in, tasks_of
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
-from lightning_freeze.trainer.ranks import union
+from lightning_freeze.trainer.ranks import any_rank
 
 
 class TaskFreeze(FreezeCallback):
@@ -111,7 +111,7 @@ class TaskFreeze(FreezeCallback):
     def _tasks_of_step(self, optimizer: int) -> frozenset[str]:
         if optimizer not in self._agreed:  # asked again for the same update, and by a second update with this batch
             here = self._since.setdefault(optimizer, set(self._seen))
-            there = union([task in here for task in self.tasks], self._device)
+            there = any_rank([task in here for task in self.tasks], self._device)
             self._agreed[optimizer] = frozenset(task for task, on in zip(self.tasks, there, strict=True) if on)
         return self._agreed[optimizer]
 
@@ -132,7 +132,7 @@ class TaskFreeze(FreezeCallback):
         if not tasks:
             asked = f"the method {self.task_key}() named none" if method else f"there is no '{self.task_key}' in it"
             raise PlanError(
-                f"{self.title}: a batch has no task: {asked}. The batch is {describe(batch)}.\n"
+                f"{self.title}: a batch has no task: {asked}. The batch is {describe_batch(batch)}.\n"
                 f"  Let the dataset put the task into each batch under '{self.task_key}', or give the LightningModule "
                 "a method that says it, and name it as task_key"
             )

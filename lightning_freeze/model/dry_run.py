@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.model.dtensors import is_sharded, reshard
 from lightning_freeze.model.fingerprint import tensor_hash
 from lightning_freeze.model.index import ModelIndex
 
@@ -90,7 +91,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for module, mode, own in zip(modules, modes, buffers, strict=True):
                 module.training = mode
                 _restore_buffers(module, own, values)
-                _reshard(module)
+            reshard(module for module in modules if is_sharded(module))
 
 
 def _restore_buffers(module: nn.Module, own: Mapping[str, Tensor | None], values: Mapping[int, Tensor]) -> None:
@@ -110,9 +111,3 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
     if left.is_meta or left.shape != right.shape or left.layout != torch.strided:
         return left.is_meta
     return bool(tensor_hash(left) == tensor_hash(right))
-
-
-def _reshard(module: nn.Module) -> None:
-    """FSDP2 leaves its root unsharded after a forward, with other parameters than the ones it had before."""
-    if hasattr(module, "set_reshard_after_forward"):
-        getattr(module, "reshard")()  # noqa: B009 - a method that only modules sharded by FSDP2 have

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.errors import PlanError
+from lightning_freeze.model.dtensors import local_part
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, resolve
 
@@ -50,7 +51,7 @@ def tensor_hash(tensor: Tensor) -> Tensor:
         >>> bool(tensor_hash(torch.zeros(2)) == tensor_hash(-torch.zeros(2)))
         False
     """
-    values = _local(tensor).detach().resolve_conj().resolve_neg()
+    values = local_part(tensor).detach().resolve_conj().resolve_neg()
     if values.is_meta:
         raise PlanError(f"a tensor of shape {tuple(values.shape)} on the meta device has no values to hash")
     kind = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=8)
@@ -66,12 +67,6 @@ def tensor_hash(tensor: Tensor) -> Tensor:
         total += _mix(torch.add(words, steps[: len(words)]).add_(_signed(done * _STEP))).sum()
         done += len(words)
     return total
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that is on this rank; any other tensor as it is."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
 
 
 def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:

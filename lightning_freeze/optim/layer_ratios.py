@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import OptimizerError
 from lightning_freeze.optim.norms import gradient_scale, local, reduced, shares, total
+from lightning_freeze.optim.state import state_after_step
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -115,12 +116,5 @@ def _state_keys(optimizer: Optimizer) -> set[str] | None:
     """What the optimizer keeps for a parameter; None when a trial does not tell."""
     for state in optimizer.state.values():
         return set(state)
-    trial = nn.Parameter(torch.zeros(2, 2))
-    trial.grad = torch.zeros_like(trial)
-    try:
-        options = {key: value for key, value in optimizer.defaults.items() if key not in ("fused", "capturable")}
-        twin = type(optimizer)([trial], **options)
-        twin.step()
-        return set(twin.state[trial])
-    except Exception:  # another constructor, or sparse gradients only: its groups have to do
-        return None
+    state = state_after_step(optimizer)
+    return None if state is None else set(state)

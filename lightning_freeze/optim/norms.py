@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_freeze.model.dtensors import local_part
+
 
 def gradient_scale(optimizer: Optimizer) -> Any:
     """What the gradients are multiplied with: a GradScaler leaves it to a fused optimizer to divide by it."""
@@ -24,7 +26,7 @@ def gradient_scale(optimizer: Optimizer) -> Any:
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """This rank's part of each tensor; of a sparse one, its values."""
-    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    parts = [local_part(tensor) for tensor in tensors]
     return [part.coalesce().values() if part.is_sparse else part for part in parts]
 
 

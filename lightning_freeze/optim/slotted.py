@@ -230,13 +230,18 @@ class SlottedOptimizer:
     def no_empty_slots(self) -> Iterator[None]:
         """Fill empty slots with their frozen parameters: torch's distributed state dicts take no empty group."""
         steps = self.steps
-        empty = [place for place, group in enumerate(self.optimizer.param_groups) if not group["params"]]
-        self._enter(empty, lambda place: self.slots[place].names)
+        empty = self.fill_empty_slots()
         try:
             yield
         finally:
             self._enter(empty, lambda place: [])  # by place: loading makes a new list of groups
             self.steps = steps  # torch steps an optimizer that has no state yet, with zeros, to see what it is like
+
+    def fill_empty_slots(self) -> list[int]:
+        """Fill empty slots for good, when nothing will step any more; returns their places."""
+        empty = [place for place, group in enumerate(self.optimizer.param_groups) if not group["params"]]
+        self._enter(empty, lambda place: self.slots[place].names)
+        return empty
 
     def _enter(self, places: Sequence[int], names: Callable[[int], Sequence[str]]) -> None:
         for place in places:

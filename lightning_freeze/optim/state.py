@@ -20,8 +20,15 @@ COUNTERS = ("step", "k", "weight_sum", "lr_max")
 Aside = tuple[dict[str, Any], list[str | None] | None]
 
 
+_IMPLEMENTATIONS = ("fused", "foreach", "capturable")  # how a step is computed, not what
+
+
 def fresh_optimizer(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer | None:
-    """An optimizer of the same kind for one parameter; None where its constructor cannot be called like this."""
+    """An optimizer of the same kind and options for one parameter; None where its constructor takes other arguments.
+
+    Raises:
+        ValueError: the optimizer does not take such a parameter, as Muon takes matrices only.
+    """
     takes = inspect.signature(type(optimizer)).parameters.values()
     names = {parameter.name for parameter in takes}
     any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
@@ -30,6 +37,31 @@ def fresh_optimizer(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer 
         return type(optimizer)([parameter], **options)
     except TypeError:
         return None
+
+
+def state_after_step(optimizer: Optimizer, dtype: torch.dtype = torch.float32) -> dict[str, Any] | None:
+    """What an optimizer keeps for a parameter after a step, asked of one like it on the CPU.
+
+    Args:
+        optimizer: any; it is not touched.
+        dtype: of the parameter, which has 24 elements.
+
+    Returns:
+        The state; None where an optimizer like it cannot be made, or cannot step with such a parameter.
+    """
+    probe = nn.Parameter(torch.zeros(4, 6, dtype=dtype))
+    try:
+        like = fresh_optimizer(optimizer, probe)
+        if like is None:
+            return None
+        names = ("params", "param_names", *_IMPLEMENTATIONS)
+        like.param_groups[0].update({k: v for k, v in optimizer.param_groups[0].items() if k not in names})
+        like.param_groups[0].update({key: False for key in _IMPLEMENTATIONS if key in like.param_groups[0]})
+        probe.grad = torch.ones_like(probe)
+        like.step()
+    except Exception:  # sparse gradients only, or a step that needs what only the real run has
+        return None
+    return dict(like.state[probe])
 
 
 def set_counters(group: dict[str, Any], counters: Mapping[str, Any] | None) -> None:

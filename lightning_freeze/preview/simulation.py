@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from lightning_freeze.auditing.violations import group_violations
 from lightning_freeze.engine.policy import Policy
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.errors import FreezeError, OptimizerError, PlanError
+from lightning_freeze.optim.state import state_after_step
 from lightning_freeze.preview import config
 from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
 from lightning_freeze.report.table import start_table
@@ -26,6 +26,7 @@ from lightning_freeze.trainer.session import session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
 OnChange = Callable[[Any, Any, Reconciler], None]
+_PROBE_ELEMENTS = 24  # of `state_after_step`
 _SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
@@ -334,20 +335,13 @@ class Simulation:
 
 
 def state_per_element(optimizer: Any, dtype: torch.dtype) -> float:
-    """Bytes of optimizer state per element of a parameter: asked of the optimizer, by a step of a tiny one like it.
+    """Bytes of optimizer state per element of a parameter.
 
     Raises:
-        FreezeError: it cannot be asked, as one with a constructor of its own.
+        FreezeError: an optimizer like it cannot be made, as one with a constructor of its own.
     """
-    probe = torch.nn.Parameter(torch.zeros(4, 6, dtype=dtype))
-    options = {key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")}
-    try:
-        known = inspect.signature(type(optimizer)).parameters
-        like = type(optimizer)([probe], **{key: value for key, value in optimizer.defaults.items() if key in known})
-        like.param_groups[0].update(options)
-        probe.grad = torch.ones_like(probe)
-        like.step()
-    except Exception as error:
-        raise FreezeError(f"{type(optimizer).__name__} cannot be asked for its state: {error}") from error
-    tensors = [value for value in like.state[probe].values() if isinstance(value, torch.Tensor) and value.dim()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / probe.numel()
+    state = state_after_step(optimizer, dtype)
+    if state is None:
+        raise FreezeError(f"{type(optimizer).__name__}: the size of its state is not known")
+    tensors = [value for value in state.values() if isinstance(value, torch.Tensor) and value.dim()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / _PROBE_ELEMENTS

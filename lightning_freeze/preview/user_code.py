@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _OTHERS = tuple(  # not the user's own: the standard library, what is installed, and this package
-    str(Path(folder).resolve())
-    for folder in (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), Path(__file__).parents[1])
+    *(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).resolve().parents[1]),
 )
 
 

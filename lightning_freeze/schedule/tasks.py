@@ -66,11 +66,11 @@ def names_in(value: Any, where: str) -> Iterator[str]:
         )
 
 
-def describe(batch: Any) -> str:
+def describe_batch(batch: Any) -> str:
     """What a batch is, for an error message.
 
     Example:
-        >>> describe({"x": 1, "y": 2}), describe([1, "a"])
+        >>> describe_batch({"x": 1, "y": 2}), describe_batch([1, "a"])
         ("a dict with the keys 'x', 'y'", 'a list of int, str')
     """
     kind = f"a {type(batch).__name__}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -12,13 +11,11 @@ from lightning_freeze.model.index import ModelIndex, check_initialized
 from lightning_freeze.stages.blocks import units_of
 from lightning_freeze.stages.levels import levels_of
 from lightning_freeze.stages.patterns_for import patterns_for
-from lightning_freeze.stages.stage import Stage
+from lightning_freeze.stages.stage import Stage, metric_name
 from lightning_freeze.stages.units import Level, balance, join
 from lightning_freeze.stages.usage import Usage, record_usage
 
 MAX_STAGES = 40
-# What some logger refuses in the name of a metric.
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def discover_stages(model: nn.Module, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
@@ -80,7 +77,7 @@ def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: Mo
     names: list[str] = []
     for level, listed in zip(levels, patterns, strict=True):
         whole = len(listed) == 1 and listed[0] in index.modules
-        name = _UNFIT.sub("_", listed[0] if whole else _range(level.labels))
+        name = metric_name(listed[0] if whole else _range(level.labels))
         while name in names:
             name += "_"
         names.append(name)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.patterns import as_patterns
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def metric_name(name: str) -> str:
+    """A name made of what every logger accepts in the name of a metric: letters, digits, `_`, `.` and `-`.
+
+    Example:
+        >>> metric_name("model.layer?.*+2")
+        'model.layer_._2'
+    """
+    return _UNFIT.sub("_", name)
 
 
 @dataclass(frozen=True)

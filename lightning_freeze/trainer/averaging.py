@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lightning_freeze.engine.run_view import RunView
+from lightning_freeze.model.class_names import is_named
 from lightning_freeze.model.index import buffers_of, tensors_of
 
 # The methods that write parameters or buffers of the model, apart from a swap that is undone.
@@ -42,8 +43,7 @@ def unprotect(callbacks: Sequence[Any]) -> None:
 
 
 def _averages(callbacks: Sequence[Any]) -> list[Any]:
-    kinds = {"StochasticWeightAveraging", "WeightAveraging"}
-    return [one for one in callbacks if kinds & {cls.__name__ for cls in type(one).__mro__}]
+    return [one for one in callbacks if is_named(one, "StochasticWeightAveraging", "WeightAveraging")]
 
 
 def _protected(callback: Any, method: str, view: Callable[[], RunView], *args: Any) -> Any:

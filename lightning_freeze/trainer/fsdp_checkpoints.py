@@ -20,17 +20,28 @@ from lightning_freeze.optim.slotted import SlottedOptimizer
 _METADATA = "meta.pt"  # in the folder of a sharded checkpoint of Lightning: all but weights and optimizers
 
 
-def guard(strategy: Any, optimizers: Sequence[SlottedOptimizer], prepare: Callable[[Any, Any], None]) -> None:
+def shadow_loading(strategy: Any, optimizers: Sequence[SlottedOptimizer], prepare: Callable[[Any, Any], None]) -> None:
     """Stand between a strategy that loads a checkpoint after `on_fit_start` (FSDP, FSDP2) and its optimizers.
 
     Args:
-        strategy: the Trainer's; others than these are left alone. Its methods are shadowed on the instance.
+        strategy: the Trainer's; others than these are left alone. Its methods are shadowed on the
+            instance until `restore_loading`.
         optimizers: no slot of theirs is empty while their state is saved or loaded.
         prepare: called with path and `weights_only` right before a checkpoint is loaded.
     """
     if strategy.restore_checkpoint_after_setup:
         strategy.optimizer_state = partial(_optimizer_state, strategy, optimizers)
         strategy.load_checkpoint = partial(_load_checkpoint, strategy, optimizers, prepare)
+
+
+def restore_loading(strategy: Any, optimizers: Sequence[SlottedOptimizer]) -> None:
+    """Give a strategy its own methods back; what it saves from now on has no empty slots either."""
+    if strategy.restore_checkpoint_after_setup:
+        for slotted in optimizers:
+            slotted.fill_empty_slots()
+    for name in ("optimizer_state", "load_checkpoint"):
+        if getattr(vars(strategy).get(name), "func", None) in (_optimizer_state, _load_checkpoint):
+            delattr(strategy, name)
 
 
 def _optimizer_state(strategy: Any, optimizers: Sequence[SlottedOptimizer], optimizer: Optimizer) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_freeze.engine.reconciler import Reconciler
+from lightning_freeze.model.class_names import is_named
 from lightning_freeze.optim.scheduler_lists import scaled
 
 
@@ -19,9 +20,7 @@ class FoundRates:
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
-        self._finders = [
-            one for one in callbacks if "LearningRateFinder" in {cls.__name__ for cls in type(one).__mro__}
-        ]
+        self._finders = [one for one in callbacks if is_named(one, "LearningRateFinder")]
         self._seen = [_found(finder) for finder in self._finders]
 
     def spread(self, run: Reconciler) -> None:

@@ -44,7 +44,7 @@ def _gather(value: Any) -> list[Any]:
     return gathered
 
 
-def union(flags: Sequence[bool], device: torch.device) -> list[bool]:
+def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Which of the flags are set on any rank: one small reduction, which all ranks take part in."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(flags)

@@ -27,7 +27,7 @@ from lightning_freeze.trainer import averaging
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.compiling import Compiling
 from lightning_freeze.trainer.ddp import rebuild
-from lightning_freeze.trainer.fsdp_checkpoints import guard, peek
+from lightning_freeze.trainer.fsdp_checkpoints import peek, restore_loading, shadow_loading
 from lightning_freeze.trainer.lr_finder import FoundRates
 from lightning_freeze.trainer.ranks import check_agreement
 from lightning_freeze.trainer.run_length import calendar_of
@@ -69,6 +69,7 @@ class Session:
         self._announced = False
         self._finished = False
         self._compiling: Compiling | None = None
+        self._strategy: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
@@ -114,7 +115,8 @@ class Session:
             self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
         if unused:
             _rebuild(trainer.strategy, unused)  # what follows does so only where something is frozen
-        guard(trainer.strategy, self.reconciler.optimizers, self._before_load)
+        self._strategy = trainer.strategy
+        shadow_loading(trainer.strategy, self.reconciler.optimizers, self._before_load)
         self._found = FoundRates(self._callbacks)
         averaging.protect(self._callbacks, self.view)
         if self._loaded is not None:
@@ -258,6 +260,7 @@ class Session:
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
             averaging.unprotect(self._callbacks)
+            restore_loading(self._strategy, self.reconciler.optimizers)
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True

@@ -8,12 +8,14 @@ from typing import Any
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 
 from lightning_freeze.errors import UnsupportedStrategyError
+from lightning_freeze.model.class_names import is_named
 
-# Strategies that flatten, shard or copy parameters when they wrap the model, before anything can be frozen.
-_REFUSED = {
-    "DeepSpeedStrategy": "its engine partitions optimizer state for a fixed set of parameters",
-    "XLAFSDPStrategy": "it flattens parameters that would have to be frozen one by one",
-}
+_FSDP1, _FSDP2 = "FSDPStrategy", "ModelParallelStrategy"
+
+
+def shards(strategy: Any) -> bool:
+    """Whether ranks hold parts of the parameters: FSDP and FSDP2."""
+    return is_named(strategy, _FSDP1, _FSDP2)
 
 
 def check_strategy(strategy: Any, owner: str) -> None:
@@ -22,13 +24,12 @@ def check_strategy(strategy: Any, owner: str) -> None:
     Raises:
         UnsupportedStrategyError: DeepSpeed; FSDP without `use_orig_params=True`; DDP that averages models.
     """
-    names = {cls.__name__ for cls in type(strategy).__mro__}
-    for refused in sorted(names & set(_REFUSED)):
+    if is_named(strategy, "DeepSpeedStrategy"):
         raise UnsupportedStrategyError(
-            f"{owner} cannot work under {refused}: {_REFUSED[refused]}.\n  Use strategy='ddp', or FSDP2 through "
-            "ModelParallelStrategy"
+            f"{owner} cannot work under DeepSpeedStrategy: its engine partitions optimizer state for a fixed set of "
+            "parameters.\n  Use strategy='ddp', or FSDP2 through ModelParallelStrategy"
         )
-    if "FSDPStrategy" in names and not getattr(strategy, "kwargs", {}).get("use_orig_params", True):
+    if is_named(strategy, _FSDP1) and not getattr(strategy, "kwargs", {}).get("use_orig_params", True):
         raise UnsupportedStrategyError(
             f"{owner} cannot work under FSDPStrategy(use_orig_params=False): frozen and trainable parameters end up "
             "in one flat tensor.\n  Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy"
@@ -51,8 +52,7 @@ def check_unused(strategy: Any, owner: str) -> None:
             f"{owner} cannot work with DDPStrategy(static_graph=True): which parameters get a gradient changes from "
             "step to step.\n  Leave static_graph out"
         )
-    names = {cls.__name__ for cls in type(strategy).__mro__}
-    if names & {"FSDPStrategy", "ModelParallelStrategy"} and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
+    if shards(strategy) and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
         raise UnsupportedStrategyError(
             f"{owner} cannot work under {type(strategy).__name__} with different data on different ranks: a rank "
             "gathers the weights of a branch where it runs it, and waits for ever when another rank does not.\n"
@@ -66,7 +66,7 @@ def check_optimizers(optimizers: Sequence[Any], owner: str) -> None:
     Raises:
         UnsupportedStrategyError: ZeroRedundancyOptimizer.
     """
-    if any(cls.__name__ == "ZeroRedundancyOptimizer" for one in optimizers for cls in type(one).__mro__):
+    if any(is_named(optimizer, "ZeroRedundancyOptimizer") for optimizer in optimizers):
         raise UnsupportedStrategyError(
             f"{owner} cannot work with ZeroRedundancyOptimizer: which rank updates a parameter is settled when it is "
             "built, and it keeps groups of its own.\n  Use FSDP2 (ModelParallelStrategy), which "
@@ -81,7 +81,7 @@ def check_record(strategy: Any, record: Mapping[str, Any]) -> None:
         UnsupportedStrategyError: FSDP with optimizer state set aside or best weights in memory, of which each rank
             has a part that only FSDP can put together.
     """
-    if "FSDPStrategy" not in {cls.__name__ for cls in type(strategy).__mro__}:
+    if not is_named(strategy, _FSDP1):
         return
     aside = [name for entry in record["optimizers"] for name in entry["aside"]]
     best = any(policy["snapshot"] for policy in record["policies"])

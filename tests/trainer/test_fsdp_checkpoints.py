@@ -29,6 +29,7 @@ def test_a_sharded_run_resumed_from_any_checkpoint_ends_as_if_never_interrupted(
     report = json.loads((folder / f"{case}.json").read_text())
     assert report["checkpoints"] >= 8
     assert not report["broken"]
+    assert not report["shadowed"], "the strategy has its own methods back"
     assert len(set(report["trainable"])) > 1, "nothing changed, so nothing was shown"
 
 

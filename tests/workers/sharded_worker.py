@@ -88,7 +88,11 @@ class Saver(pl.Callback):
             self._save(trainer, "step")
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        self.strategy = trainer.strategy
         self._save(trainer, "epoch")
+
+    def teardown(self, trainer: Any, *_: Any, **__: Any) -> None:
+        trainer.save_checkpoint(self.folder / "after the fit")
 
 
 class Start(pl.Callback):
@@ -203,10 +207,17 @@ def main(folder: str, processes: str, *cases: str) -> None:
             continue
         saver = Saver(place)
         expected = everything(fit(case, place, extra=[saver]))
+        shadowed = {"optimizer_state", "load_checkpoint"} & set(vars(saver.strategy))
         replicated = everything(fit(case, place, shard=False))
         apart = max(float((expected[name] - replicated[name]).abs().max()) for name, _ in Net().named_parameters())
         ends, _ = resume(case, sorted(saver.paths), processes)
         broken = [different[-6:] for end in ends if (different := differences(expected, end))]
-        report = {"broken": broken, "apart": apart, "trainable": saver.trainable, "checkpoints": len(saver.paths)}
+        report = {
+            "broken": broken,
+            "apart": apart,
+            "shadowed": sorted(shadowed),
+            "trainable": saver.trainable,
+            "checkpoints": len(saver.paths),
+        }
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             Path(folder, f"{case}.json").write_text(json.dumps(report))
