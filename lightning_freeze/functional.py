@@ -94,8 +94,8 @@ def param_groups(
         decay: the rate of stage k below the top is `lr * decay**k`; stages as `discover_stages` finds them.
         multipliers: pattern -> factor greater than 0, in place of the decay's; a later entry wins.
         weight_decay: for all parameters but those of `no_decay`.
-        no_decay: "bias" (parameters called so), "norm" (parameters of one dimension that are no bias, and all of
-            normalisation layers), or patterns.
+        no_decay: "bias" (what `kind:bias` selects), "norm" (what `kind:norm` selects, and all parameters of one
+            dimension), or patterns.
 
     Returns:
         Groups with "params", "lr", "weight_decay" and "name", for any torch optimizer.
@@ -132,19 +132,13 @@ def param_groups(
     return list(groups.values())
 
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
-
-
 def _without_decay(index: ModelIndex, no_decay: tuple[str, ...] | list[str]) -> set[str]:
     found: set[str] = set()
     for word in no_decay:
-        if word == "bias":
-            found.update(name for name in index.parameters if name.rpartition(".")[2].endswith("bias"))
-        elif word == "norm":
-            found.update(
-                name for span in index.spans if isinstance(span.module, _NORMS) for name in index.under(span.name)
-            )
-            found.update(name for name, parameter in index.parameters.items() if parameter.dim() == 1)
+        if word in ("bias", "norm"):
+            found |= index.searchable.kinds.get(word, set())
         else:
             found.update(select_names(index, word, "param_groups no_decay"))
+        if word == "norm":
+            found.update(name for name, parameter in index.parameters.items() if parameter.dim() == 1)
     return found

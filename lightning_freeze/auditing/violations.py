@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.model.fingerprint import hashes_of
 from lightning_freeze.model.index import ModelIndex, tensors_of
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _cause_of_buffer(index: ModelIndex, name: str, wrong: Collection[str], other
     owner, _, leaf = name.rpartition(".")
     module = index.modules[owner].module if owner in index.modules else None
     counter = f"{owner}.num_batches_tracked" if owner else "num_batches_tracked"
-    if module is not None and is_norm(module) and leaf.startswith(("running", "num")):
+    if module is not None and has_statistics(module) and leaf.startswith(("running", "num")):
         if module.training:
             return f"'{owner}', a {type(module).__name__}, is in train mode and updates its statistics"
         if counter in wrong and not others:

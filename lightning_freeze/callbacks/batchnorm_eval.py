@@ -11,8 +11,9 @@ from lightning_freeze.engine.lean_norm import can_be_lean
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.frozen_view import FrozenView
 from lightning_freeze.model.index import ModelIndex, Place
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.model.patterns import as_patterns, resolve
+from lightning_freeze.model.searchable import Member, searchable
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer.callback import FreezeCallback
 
@@ -51,7 +52,7 @@ class BatchNormEval(FreezeCallback):
         arguments.check_choice(when, ("always", "frozen"), "when", self.title)
         arguments.check_choice(affine, ("train", "freeze"), "affine", self.title)
         arguments.check_flag(memory_efficient, "memory_efficient", self.title)
-        if not as_patterns(patterns):
+        if not as_patterns(patterns, self.title):
             raise PlanError(f"{self.title}: patterns is empty.\n  Use '*' for all normalisation layers")
         self.patterns = patterns
         self.when = when
@@ -100,20 +101,16 @@ def norm_layers(index: ModelIndex, patterns: str | list[str], owner: str) -> set
     Raises:
         PatternError: a pattern matches no such layer.
     """
-    norms = [span for span in index.spans if is_norm(span.module)]
+    norms = [span for span in index.spans if has_statistics(span.module)]
     if not norms:
         raise PatternError(
             f"{owner}: {index.model_name} has no normalisation layer with running statistics (BatchNorm, "
             f"SyncBatchNorm, InstanceNorm with track_running_stats).\n  Remove {owner}"
         )
-    leaves = {span.name: (span.name,) for span in norms}
+    members = [Member(span.name, span.module, "", None, span.name) for span in norms]
     for span in norms:
-        leaves.update(
-            {f"{span.name}.{leaf}": (span.name,) for leaf, p in span.module._parameters.items() if p is not None}
-        )
-    containers: dict[str, list[str]] = {}
-    for span in norms:
-        parts = span.name.split(".")
-        for depth in range(1, len(parts)):
-            containers.setdefault(".".join(parts[:depth]), []).append(span.name)
-    return resolve(patterns, leaves, containers, owner, f"the {len(norms)} normalisation layers of {index.model_name}")
+        own = {leaf: parameter for leaf, parameter in span.module._parameters.items() if parameter is not None}
+        members += [Member(f"{span.name}.{leaf}", span.module, leaf, value, span.name) for leaf, value in own.items()]
+    modules = {name: span.module for name, span in index.modules.items()}
+    of = f"the {len(norms)} normalisation layers of {index.model_name}"
+    return resolve(patterns, searchable(members, modules, of), owner)

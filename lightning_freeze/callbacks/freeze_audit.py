@@ -65,7 +65,7 @@ class FreezeAudit(FreezeCallback):
     ) -> None:
         arguments.check_positive(every_n_epochs, "every_n_epochs", self.title)
         arguments.check_choice(on_violation, ("raise", "warn"), "on_violation", self.title)
-        as_patterns([] if ignore is None else ignore)
+        as_patterns([] if ignore is None else ignore, f"{self.title} ignore")
         self.every_n_epochs = every_n_epochs
         self.on_violation = on_violation
         self.ignore = ignore

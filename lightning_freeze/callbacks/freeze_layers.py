@@ -50,7 +50,7 @@ class FreezeLayers(FreezeCallback):
         optimizer_state: Literal["keep", "drop", "cpu"] = "keep",
         verbose: bool = True,
     ) -> None:
-        if not as_patterns(patterns):
+        if not as_patterns(patterns, self.title):
             raise PlanError(f"{self.title}: patterns is empty.\n  Name at least one parameter or module")
         arguments.check_positive(start, "start", self.title, minimum=0)
         arguments.check_choice(unit, ("epoch", "step"), "unit", self.title)

@@ -81,7 +81,7 @@ class RotatingUnfreeze(FreezeCallback):
         self.seed = seed
         self.eval_frozen = eval_frozen
         self.verbose = verbose
-        as_patterns([] if always is None else always)
+        as_patterns([] if always is None else always, f"{self.title} always")
         self._bound: list[BoundStage] = []
         self._always: tuple[str, ...] = ()
         self._all: frozenset[str] = frozenset()

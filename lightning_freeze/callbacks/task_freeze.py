@@ -52,8 +52,8 @@ class TaskFreeze(FreezeCallback):
             raise PlanError(
                 f"{self.title}: tasks={tasks!r} must name at least one task: {{'task': patterns of its branch, ...}}"
             )
-        for patterns in tasks.values():
-            as_patterns(patterns)
+        for task, patterns in tasks.items():
+            as_patterns(patterns, f"{self.title} task '{task}'")
         if not isinstance(task_key, str) or not task_key:
             raise PlanError(f"{self.title}: task_key={task_key!r} must be a key of the batch or the name of a method")
         self.tasks = tasks

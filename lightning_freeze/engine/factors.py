@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from lightning_freeze.arguments import check_number
 from lightning_freeze.engine.context import Context
 from lightning_freeze.errors import PlanError
+from lightning_freeze.model.patterns import as_patterns
 from lightning_freeze.stages.stage import Stages
 
 
@@ -23,6 +24,7 @@ def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, ow
     if decay is not None and not 0 < decay <= 1:
         raise PlanError(f"{owner}: decay must be greater than 0 and at most 1, got {decay}")
     for pattern, factor in (multipliers or {}).items():
+        as_patterns(pattern, f"{owner} multipliers")
         check_number(factor, f"the factor of '{pattern}'", owner)
         if factor <= 0:
             raise PlanError(

@@ -12,16 +12,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+from lightning_freeze.model.layers import BatchNorm
+
+_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 class _Lean:
     """What is mixed into the class of a layer."""
 
-    _plain: type[_BatchNorm]
+    _plain: type[BatchNorm]
 
     def forward(self: Any, input: Tensor) -> Tensor:  # torch's name
         if self.training or any(p is not None and p.requires_grad for p in (self.weight, self.bias)):
@@ -49,7 +50,7 @@ def _affine(layer: Any) -> tuple[Tensor, Tensor]:
     return scale, shift if layer.bias is None else shift + layer.bias
 
 
-def _rebuild(plain: type[_BatchNorm], rebuild: Any, *arguments: Any) -> Any:
+def _rebuild(plain: type[BatchNorm], rebuild: Any, *arguments: Any) -> Any:
     return rebuild(_lean_class(cast(Any, plain)), *arguments)
 
 
@@ -63,7 +64,7 @@ def _lean_class(plain: Any) -> Any:
 def can_be_lean(module: nn.Module) -> bool:
     """Whether it is BatchNorm with running statistics whose forward is torch's own; others are left alone."""
     return (
-        isinstance(module, _BatchNorm)
+        isinstance(module, BatchNorm)
         and not isinstance(module, LazyModuleMixin)
         and module.running_mean is not None
         and module.running_var is not None

@@ -12,6 +12,7 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.model.dtensors import local_part
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, resolve
+from lightning_freeze.model.searchable import Member, searchable
 
 # Elements worked on at a time, a multiple of 8: a hash needs a few times their bytes beside the tensor. On the CPU
 # that is what fits its cache, elsewhere what keeps the number of kernels small.
@@ -157,15 +158,13 @@ def select_tensors(index: ModelIndex, patterns: Patterns, owner: str, buffers: b
     """Name -> parameter or buffer that the patterns select; `owner` opens the error message."""
     tensors: dict[str, Tensor] = {**index.parameters, **(index.buffers if buffers else {})}
     names = {id(tensor): name for name, tensor in tensors.items()}
-    leaves = dict(index.leaves)
-    containers = {name: list(under) for name, under in index.containers.items()}
+    members = list(index.members())
     for span in index.spans:
         for leaf, buffer in span.module._buffers.items():
             if id(buffer) in names:
-                parts = [*filter(None, span.name.split(".")), leaf]
-                leaves[".".join(parts)] = (names[id(buffer)],)
-                for depth in range(1, len(parts)):
-                    containers[".".join(parts[:depth])].append(names[id(buffer)])
+                name = f"{span.name}.{leaf}" if span.name else leaf
+                members.append(Member(name, span.module, leaf, buffer, names[id(buffer)]))
+    modules = {name: span.module for name, span in index.modules.items()}
     of = f"the {len(tensors)} parameters and buffers of {index.model_name}"
-    chosen = resolve(patterns, leaves, containers, owner, of)
+    chosen = resolve(patterns, searchable(members, modules, of), owner)
     return {name: tensor for name, tensor in tensors.items() if name in chosen}

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_freeze.errors import PlanError
+from lightning_freeze.model.searchable import Member, Searchable
 
 # Wrappers that keep what they wrap under an attribute no user would choose, and those that use a common word.
 _WRAPPER_ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -139,6 +141,28 @@ class ModelIndex:
     def containers(self) -> Mapping[str, tuple[str, ...]]:
         """Module name -> parameters under it; the root has no name and is reached with `*`."""
         return {name: tuple(self.under(name)) for name in self.modules if name}
+
+    @cached_property
+    def searchable(self) -> Searchable:
+        """The parameters, as patterns search them."""
+        of = f"the {len(self.parameters)} parameters of {self.model_name}"
+        modules = [span.module for span in self.spans]
+        return Searchable(self.leaves, self.containers, self.members, modules, of)
+
+    def members(self) -> Iterator[Member]:
+        """Each name of each parameter, with the module that it lies in directly."""
+        for span in self.spans:
+            for leaf, parameter in span.module._parameters.items():
+                if parameter is not None:
+                    name = f"{span.name}.{leaf}" if span.name else leaf
+                    yield Member(name, *self.owner_of(span, leaf), parameter, self.aliases[name])
+
+    def owner_of(self, span: ModuleSpan, leaf: str) -> tuple[nn.Module, str]:
+        """The module that a tensor belongs to and its name there: torch keeps a parametrized tensor in a child."""
+        if not isinstance(span.module, ParametrizationList):
+            return span.module, leaf
+        parent, _, leaf = span.name.rpartition(".")
+        return self.modules[parent.removesuffix("parametrizations").removesuffix(".")].module, leaf
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:

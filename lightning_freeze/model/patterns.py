@@ -1,27 +1,83 @@
 """Patterns to parameter names: a selection is a plain list of names, in `named_parameters()` order.
 
-`ModelIndex` is one walk over a model; everything else in the package asks it for names. Names never
+A pattern is read once into terms (`&` between them) and matched term by term against what it searches. Names never
 contain the prefixes that wrappers add, and a tied parameter has one name and answers to all of them.
 """
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from lightning_freeze.errors import PatternError
 from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.layers import KINDS
+from lightning_freeze.model.near_misses import disjoint, nothing_matched
+from lightning_freeze.model.searchable import Searchable
 
 Patterns = str | Sequence[str]
 
 _GLOB = re.compile(r"[*?\[]")
+_AND_AFTER_EXPRESSION = re.compile(r"(?:^|\s)\s*&\s*(?:\s|$)")  # `re:a&b` is one expression
+_AND = re.compile(r"\s*&\s*")
 
 
-def as_patterns(patterns: Patterns) -> list[str]:
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern as it was written, read.
+
+    Attributes:
+        text: as written.
+        negated: whether it takes away from what the patterns before it selected.
+        terms: what all have to select; but the first, each may begin with `!`: it must not select it.
+    """
+
+    text: str
+    negated: bool
+    terms: tuple[str, ...]
+
+
+def parse(text: str, owner: str) -> Pattern:
+    """Read a pattern; `owner` opens the error message.
+
+    Raises:
+        PatternError: nothing on one side of `&`, a kind that does not exist, or no regular expression.
+    """
+    body = text.removeprefix("!")
+    terms = [term.strip() for term in _split(body)] if "&" in body else [body]
+    if not all(term.removeprefix("!") for term in terms):
+        raise PatternError(
+            f"{owner}: pattern '{text}' has nothing on one side of '&'.\n"
+            "  Write what both sides have to select, for example 'model.layer4 & kind:norm'"
+        )
+    for term in terms:
+        _check_term(term.removeprefix("!"), text, owner)
+    return Pattern(text, text.startswith("!"), tuple(terms))
+
+
+def _split(body: str) -> Iterator[str]:
+    for part in _AND_AFTER_EXPRESSION.split(body):
+        yield from [part] if part.strip().removeprefix("!").startswith("re:") else _AND.split(part)
+
+
+def _check_term(term: str, text: str, owner: str) -> None:
+    if term.startswith("kind:") and term.removeprefix("kind:") not in KINDS:
+        raise PatternError(
+            f"{owner}: pattern '{text}' asks for the kind '{term.removeprefix('kind:')}', which does not exist.\n"
+            f"  Kinds: {', '.join(KINDS)}"
+        )
+    if term.startswith("re:"):
+        try:
+            re.compile(term.removeprefix("re:"))
+        except re.error as error:
+            raise PatternError(f"{owner}: pattern '{text}' is no regular expression: {error}") from None
+
+
+def as_strings(patterns: Patterns) -> list[str]:
     """One string or a list of strings, as a list.
 
     Raises:
@@ -33,89 +89,89 @@ def as_patterns(patterns: Patterns) -> list[str]:
     return found
 
 
-def resolve(
-    patterns: Patterns,
-    leaves: Mapping[str, Sequence[str]],
-    containers: Mapping[str, Sequence[str]],
-    owner: str,
-    of: str,
-) -> set[str]:
+def as_patterns(patterns: Patterns, owner: str = "patterns") -> list[str]:
+    """One string or a list of strings, as a list of patterns that can be read; `owner` opens the error message.
+
+    Raises:
+        PatternError: anything else, or a pattern that cannot be read.
+    """
+    found = as_strings(patterns)
+    for pattern in found:
+        parse(pattern, owner)
+    return found
+
+
+def resolve(patterns: Patterns, searched: Searchable, owner: str) -> set[str]:
     """Apply a list of patterns to named things and return the set of what they select.
 
     Args:
         patterns: one pattern or several, applied in order (see `select`).
-        leaves: name -> what it stands for; regular expressions and globs see these names.
-        containers: name -> what lies under it; globs and plain names see these too.
+        searched: what they select from.
         owner: who asks, for the error message (`GradualUnfreeze stage 'late'`).
-        of: what is searched, for the error message (`the 62 parameters of LitResNet`).
 
     Raises:
-        PatternError: a pattern matches nothing, is no regular expression, or begins the list with `!`.
+        PatternError: a pattern matches nothing, cannot be read, or begins the list with `!`.
     """
     chosen: set[str] = set()
-    for position, pattern in enumerate(as_patterns(patterns)):
-        negated = pattern.startswith("!")
-        if negated and position == 0:
+    for position, text in enumerate(as_patterns(patterns, owner)):
+        if text.startswith("!") and position == 0:
             raise PatternError(
-                f"{owner}: pattern '{pattern}' takes away from the patterns before it, but none is.\n"
-                f"  Put what it takes away from first, for example ['*', '{pattern}']"
+                f"{owner}: pattern '{text}' takes away from the patterns before it, but there are none.\n"
+                f"  Put what it takes away from first, for example ['*', '{text}']"
             )
-        found = set(_match(pattern.removeprefix("!"), leaves, containers, owner))
-        if not found:
-            raise PatternError(_nothing_matched(pattern, leaves, containers, owner, of))
-        chosen = chosen - found if negated else chosen | found
+        found = _matched(text, searched, owner)
+        chosen = chosen - found if text.startswith("!") else chosen | found
     return chosen
 
 
-def _match(
-    pattern: str, leaves: Mapping[str, Sequence[str]], containers: Mapping[str, Sequence[str]], owner: str
-) -> Iterator[str]:
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern.removeprefix("re:"))
-        except re.error as error:
-            raise PatternError(f"{owner}: pattern '{pattern}' is no regular expression: {error}") from None
-        for name, targets in leaves.items():
-            if expression.fullmatch(name):
-                yield from targets
-        return
-    yield from leaves.get(pattern, ())
-    yield from containers.get(pattern, ())
-    if _GLOB.search(pattern):
-        matches = re.compile(fnmatch.translate(pattern)).match
-        for names in (leaves, containers):
-            for name, targets in names.items():
-                if matches(name):
+def _matched(text: str, searched: Searchable, owner: str) -> set[str]:
+    """What the terms of a pattern select together."""
+    if (literal := text.removeprefix("!")) in searched.leaves or searched.containers.get(literal):
+        return set(_match(literal, searched))  # also a name that holds an `&`
+    pattern = parse(text, owner)
+    chosen: set[str] | None = None
+    for place, term in enumerate(pattern.terms):
+        found = set(_match(term.removeprefix("!"), searched))
+        if not found:
+            raise PatternError(nothing_matched(text, term.removeprefix("!"), searched, owner))
+        before, chosen = chosen, found if chosen is None else chosen - found if term[0] == "!" else chosen & found
+        if not chosen:
+            raise PatternError(disjoint(pattern.terms[: place + 1], len(before or ()), len(found), text, owner))
+    return chosen or set()
+
+
+def _match(term: str, searched: Searchable) -> Iterator[str]:
+    prefix, colon, rest = term.partition(":")
+    if colon and prefix == "kind":
+        yield from searched.kinds.get(rest, ())
+    elif colon and prefix == "type":
+        yield from searched.classes.get(rest.strip(), ())
+    elif colon and prefix == "re":
+        yield from _match_expression(re.compile(rest), searched)
+    else:
+        yield from _match_name(term, searched)
+
+
+def _match_expression(expression: re.Pattern[str], searched: Searchable) -> Iterator[str]:
+    for name, targets in searched.leaves.items():
+        if expression.fullmatch(name):
+            yield from targets
+
+
+def _match_name(name: str, searched: Searchable) -> Iterator[str]:
+    yield from searched.leaves.get(name, ())
+    yield from searched.containers.get(name, ())
+    if _GLOB.search(name):
+        matches = re.compile(fnmatch.translate(name)).match
+        for names in (searched.leaves, searched.containers):
+            for candidate, targets in names.items():
+                if matches(candidate):
                     yield from targets
-
-
-def _nothing_matched(
-    pattern: str,
-    leaves: Mapping[str, Sequence[str]],
-    containers: Mapping[str, Sequence[str]],
-    owner: str,
-    of: str,
-) -> str:
-    plain = pattern.removeprefix("!").removeprefix("re:")
-    names = list(dict.fromkeys([*containers, *leaves]))
-    lines = [f"{owner}: pattern '{pattern}' matches none of {of}."]
-    if plain in containers:
-        lines.append(f"  '{plain}' is a module without any.")
-    closest = [name for name in names if name.endswith(f".{plain}")][:3]  # `fc`, and it is `model.fc`
-    closest = closest or [name for name in difflib.get_close_matches(plain, names, n=3, cutoff=0.5) if name != plain]
-    if not closest and "." in plain:  # the parent is right and the child is not: show the children
-        parent = plain.rpartition(".")[0]
-        closest = [name for name in names if name.rpartition(".")[0] == parent][:5]
-    closest = closest or [name for name in containers if "." not in name][:5] or names[:5]
-    if closest:
-        lines.append(f"  Closest: {', '.join(closest)}")
-    return "\n".join(lines)
 
 
 def select_names(index: ModelIndex, patterns: Patterns, owner: str = "select") -> list[str]:
     """`select` on an index that is already there; `owner` opens the error message."""
-    of = f"the {len(index.parameters)} parameters of {index.model_name}"
-    chosen = resolve(patterns, index.leaves, index.containers, owner, of)
+    chosen = resolve(patterns, index.searchable, owner)
     return [name for name in index.parameters if name in chosen]
 
 
@@ -127,16 +183,20 @@ def select(model: nn.Module, patterns: Patterns) -> list[str]:
         patterns: a pattern or a list of them, applied in order. `model.layer4` is a module with all
             parameters under it, `model.fc.weight` one parameter, `model.layer?.*.bn*` a shell glob over
             parameter and module names (`*` crosses dots), `re:...` a regular expression (full match over
-            parameter names), and `!...` takes away from what the patterns before it selected.
+            parameter names). `kind:norm`, `kind:bias` and `kind:embedding` are all parameters of that kind, in layers
+            of any library; `type:Conv2d` those directly in modules of a class or of one derived from it. `A & B` is
+            what both select, and `!...` takes away from what the patterns before it selected.
 
     Raises:
-        PatternError: a pattern matches nothing; the message names the closest parameters and modules.
+        PatternError: a pattern matches nothing; the message names the closest parameters, modules or classes.
 
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-        >>> select(model, ["*", "!1"])
+        >>> select(model, ["*", "!kind:norm"])
         ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> select(model, "type:Linear & kind:bias")
+        ['0.bias', '2.bias']
         >>> select(model, r"re:\d\.bias")
         ['0.bias', '1.bias', '2.bias']
     """

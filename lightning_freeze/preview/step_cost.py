@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.dry_run import untouched
 from lightning_freeze.model.index import ModelIndex, tensor_bytes
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 
 _LOST = "None of the inputs have requires_grad=True"
 
@@ -216,7 +216,7 @@ def _reasons(index: ModelIndex, notes: _Notes, saved: int) -> list[str]:
             f"the backward pass goes through frozen layers ({len(notes.passed)}, from '{notes.passed[0]}' on), because "
             f"'{first}' before them trains"
         )
-    norms = [name for name in notes.begins if is_norm(index.modules[name].module)]
+    norms = [name for name in notes.begins if has_statistics(index.modules[name].module)]
     if norms and norms[0] == notes.begins[0] and notes.passed:
         found.append(
             f"'{norms[0]}' is a normalisation layer whose weight and bias train: freeze them "

@@ -11,7 +11,7 @@ from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Row
 from lightning_freeze.engine.modes import is_held
 from lightning_freeze.engine.run_view import RunView
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.report.rendering import render, value_range
 from lightning_freeze.stages.stage import BoundStage
 
@@ -51,7 +51,9 @@ def stages_table(context: Context, bound: Sequence[BoundStage]) -> str:
     for heading in ("parameters", "share", "norm layers"):
         table.add_column(heading, justify="right")
     total = sum(parameter.numel() for parameter in index.parameters.values())
-    layers = {id(span.module): span for span in index.spans if is_norm(span.module)}.values()  # a shared one once
+    layers = {
+        id(span.module): span for span in index.spans if has_statistics(span.module)
+    }.values()  # a shared one once
     for stage in bound:
         size = sum(index.parameters[name].numel() for name in stage.names)
         norms = sum(not set(index.under(span.name)).isdisjoint(stage.names) for span in layers)
@@ -93,7 +95,7 @@ def _rates(run: RunView, names: Collection[str]) -> tuple[str, str]:
 
 
 def _norms(run: RunView, names: Collection[str]) -> str:
-    layers = {id(span.module): span for span in run.index.spans if is_norm(span.module)}.values()
+    layers = {id(span.module): span for span in run.index.spans if has_statistics(span.module)}.values()
     mine = [span.module for span in layers if set(run.index.entries[span.start : span.stop]) & set(names)]
     held = sum(is_held(layer) or not layer.training for layer in mine)
     if not mine:

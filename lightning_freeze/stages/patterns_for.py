@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 from lightning_freeze.model.index import ModelIndex
 
-_SPECIAL = re.compile(r"!|re:|.*[*?\[]", re.DOTALL)
+_SPECIAL = re.compile(r"!|(re|kind|type):|.*[*?\[&]", re.DOTALL)
 
 
 def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_freeze.errors import PatternError, PlanError
-from lightning_freeze.model.patterns import as_patterns
+from lightning_freeze.model.patterns import as_patterns, as_strings
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -33,6 +33,7 @@ class Stage:
 
     Raises:
         PlanError: the name or the patterns are empty.
+        PatternError: a pattern cannot be read.
 
     Example:
         >>> Stage("late", ["model.layer4", "!model.layer4.0"])
@@ -49,6 +50,7 @@ class Stage:
             raise PlanError(f"a stage needs a name, got {self.name!r}")
         if not self.patterns or not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
             raise PlanError(f"stage '{self.name}' needs a list of patterns, got {self.patterns!r}")
+        as_patterns(self.patterns, f"stage '{self.name}'")
 
 
 Stages = str | int | Sequence[str | Sequence[str] | Stage]
@@ -87,15 +89,17 @@ def as_stage(stage: Any, place: int, owner: str) -> Stage:
 
     Raises:
         PlanError: it is no pattern, no list of patterns and no stage.
+        PatternError: a pattern cannot be read.
     """
     if isinstance(stage, Stage):
         return stage
     if isinstance(stage, dict) and set(stage) == {"name", "patterns"}:
         return Stage(**stage)
     try:
-        patterns = as_patterns(stage)
+        patterns = as_strings(stage)
     except PatternError as error:
         raise PlanError(f"{owner} stage {place}: {error}") from None
+    as_patterns(patterns, f"{owner} stage {place}")
     if not patterns:
         raise PlanError(f"{owner} stage {place} has no patterns")
     return Stage(patterns[0] if len(patterns) == 1 else f"{patterns[0]}+{len(patterns) - 1}", patterns)

@@ -106,7 +106,7 @@ def test_sync_batchnorm_and_subclasses_are_normalisation_layers() -> None:
     [
         (
             "stem.0",
-            r"BatchNormEval: pattern 'stem\.0' matches none of the 4 normalisation layers of Norms\.\n.*stem\.1",
+            r"BatchNormEval: pattern 'stem\.0' matches none of the 4 normalisation layers of Norms\.\n.*\n.*stem\.1",
         ),
         ("stem.3", r"'stem\.3' matches none"),
         (["*", "!head"], r"'!head' matches none"),

@@ -7,18 +7,39 @@ import re
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_freeze import PatternError, select
+from lightning_freeze import PatternError, Stage, fingerprint, select
 from lightning_freeze.model.index import ModelIndex, tensor_bytes
-from lightning_freeze.model.layers import is_norm
 from lightning_freeze.model.patterns import select_names
 
+few = settings(max_examples=30, deadline=None)
 RESNET = torchvision.models.resnet18(num_classes=3)
 NAMES = [name for name, _ in RESNET.named_parameters()]
-PATTERNS = ["*", "layer1", "layer2.0", "layer?.*.bn*", "fc", "fc.weight", r"re:layer[34]\..*", "*.bias", "conv1"]
+TERMS = [
+    "kind:norm",
+    "kind:bias",
+    "type:BatchNorm2d",
+    "type:_NormBase",
+    "type:Linear",
+    "layer3",
+    "*.weight",
+    r"re:.*\.[01]\..*",
+]
+PATTERNS = [
+    *TERMS,
+    "*",
+    "layer1",
+    "layer2.0",
+    "layer?.*.bn*",
+    "fc",
+    "fc.weight",
+    r"re:layer[34]\..*",
+    "*.bias",
+    "conv1",
+]
 
 
 def under(*modules: str) -> list[str]:
@@ -64,25 +85,93 @@ class TestLaws:
     def test_the_star_is_everything_in_the_order_of_named_parameters(self) -> None:
         assert select(RESNET, "*") == NAMES
 
+    @few
     @given(st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=4))
     def test_a_selection_is_ordered_and_holds_each_parameter_once(self, patterns: list[str]) -> None:
         found = select(RESNET, patterns)
 
         assert found == [name for name in NAMES if name in set(found)]
 
+    @few
     @given(st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=4))
     def test_patterns_without_a_mark_add_up(self, patterns: list[str]) -> None:
         assert set(select(RESNET, patterns)) == {name for pattern in patterns for name in select(RESNET, pattern)}
 
+    @few
     @given(st.sampled_from(PATTERNS), st.sampled_from(PATTERNS))
     def test_a_mark_takes_away_exactly_what_its_pattern_selects(self, pattern: str, away: str) -> None:
         gone = set(select(RESNET, away))
 
         assert select(RESNET, [pattern, f"!{away}"]) == [name for name in select(RESNET, pattern) if name not in gone]
 
+    @few
     @given(st.sampled_from(NAMES))
     def test_every_name_selects_its_parameter(self, name: str) -> None:
         assert select(RESNET, name) == [name] == select(RESNET, f"re:{re.escape(name)}")
+
+    @few
+    @given(st.sampled_from(TERMS), st.sampled_from(TERMS), st.sampled_from([" & ", " &", "& ", "  &  "]))
+    def test_both_sides_of_an_ampersand_have_to_select(self, left: str, right: str, ampersand: str) -> None:
+        both = [name for name in select(RESNET, left) if name in select(RESNET, right)]
+        assume(both and (" & " in ampersand or not left.startswith("re:")))
+
+        assert select(RESNET, left + ampersand + right) == both == select(RESNET, f"{right} & {left}")
+
+    @few
+    @given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=3), st.sampled_from(PATTERNS))
+    def test_an_ampersand_binds_closer_than_a_mark(self, terms: list[str], first: str) -> None:
+        kept = [set(select(RESNET, term)) for term in terms]
+        assume(set.intersection(*kept))
+        left = [name for name in select(RESNET, first) if name not in set.intersection(*kept)]
+
+        assert select(RESNET, [first, f"!{' & '.join(terms)}"]) == left
+
+    @few
+    @given(st.sampled_from(TERMS), st.sampled_from(TERMS))
+    def test_a_mark_on_the_right_of_an_ampersand_splits_what_is_on_its_left(self, left: str, right: str) -> None:
+        mine, other = set(select(RESNET, left)), set(select(RESNET, right))
+        assume(mine - other and mine & other)
+
+        assert set(select(RESNET, f"{left} & !{right}")) == mine - other
+        assert set(select(RESNET, [f"{left} & !{right}", f"{left} & {right}"])) == mine
+
+    def test_kinds_of_resnet_are_complete(self) -> None:
+        norms = select(RESNET, "kind:norm")
+
+        assert len(norms) == 40 == 2 * sum(isinstance(module, nn.BatchNorm2d) for module in RESNET.modules())
+        assert norms == select(RESNET, "type:BatchNorm2d") == select(RESNET, "type:_NormBase")
+        assert (
+            select(RESNET, ["*", "!type:Conv2d", "!kind:norm"])
+            == ["fc.weight", "fc.bias"]
+            == select(RESNET, "type:Linear")
+        )
+
+
+class TestKinds:
+    def test_a_parametrized_tensor_lies_in_its_layer(self) -> None:
+        model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 2, 1)), nn.Linear(2, 2))
+        weights = ["0.parametrizations.weight.original0", "0.parametrizations.weight.original1"]
+
+        assert select(model, "type:Conv1d") == ["0.bias", *weights]
+        assert select(model, ["type:Conv1d & !kind:bias"]) == weights
+
+    def test_an_expression_may_hold_an_ampersand_and_stand_beside_one(self) -> None:
+        model = nn.ModuleDict({"a&b": nn.Linear(1, 1), "c": nn.Linear(1, 1)})
+
+        assert select(model, "re:a&b.*") == ["a&b.weight", "a&b.bias"] == select(model, "a&b")
+        assert select(model, "re:.*a&b.* & kind:bias") == ["a&b.bias"]
+
+    def test_a_tied_parameter_is_of_every_kind_that_its_places_make_it(self) -> None:
+        model = nn.ModuleDict({"head": nn.Linear(2, 4, bias=False), "words": nn.Embedding(4, 2)})
+        model["words"].weight = model["head"].weight
+
+        assert select(model, "kind:embedding") == select(model, "type:Linear") == ["head.weight"]
+
+    def test_fingerprints_and_stages_take_them_too(self) -> None:
+        assert list(fingerprint(RESNET, "layer1.0.bn1 & kind:norm")) == [
+            f"layer1.0.bn1.{leaf}" for leaf in ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+        ]
+        assert Stage("norms", "kind:norm").patterns == ["kind:norm"]
 
 
 class TestTies:
@@ -147,6 +236,49 @@ class TestWrappers:
 
 
 class TestErrors:
+    def test_an_unknown_kind_lists_the_kinds(self) -> None:
+        with pytest.raises(PatternError, match=r"select: pattern '!kind:normm'.*\n  Kinds: bias, embedding, norm"):
+            select(RESNET, ["*", "!kind:normm"])
+        with pytest.raises(PatternError, match=r"stage 'late': pattern 'kind:x'.*'x', which does not exist"):
+            Stage("late", "kind:x")
+
+    def test_a_class_that_is_not_there_is_answered_with_the_closest(self) -> None:
+        with pytest.raises(PatternError, match=r"type:batchnorm2' matches none.*\n  Closest classes: BatchNorm2d"):
+            select(RESNET, "type:batchnorm2")
+        with pytest.raises(PatternError, match=r"Closest classes: Conv2d"):
+            select(RESNET, "type:torch.nn.Conv2D")
+        with pytest.raises(PatternError, match=r"Modules of class 'BasicBlock' have none directly in them"):
+            select(RESNET, "type:BasicBlock")
+
+    @pytest.mark.parametrize(
+        "pattern", ["layer4 &", "& kind:norm", "layer4 & & kind:norm", "&", "!layer4 & !", "layer4&"]
+    )
+    def test_an_ampersand_needs_both_sides(self, pattern: str) -> None:
+        with pytest.raises(PatternError, match=r"nothing on one side of '&'.*\n.*'model\.layer4 & kind:norm'"):
+            select(RESNET, ["*", pattern])
+
+    def test_terms_that_have_nothing_in_common_are_an_error_that_counts_them(self) -> None:
+        with pytest.raises(PatternError, match=r"'fc' selects 2, and none of them are among the 40 of 'kind:norm'"):
+            select(RESNET, "fc & kind:norm")
+        with pytest.raises(PatternError, match=r"'fc' selects 2, and all of them are among the 2 of 'type:Linear'"):
+            select(RESNET, "fc & !type:Linear")
+        with pytest.raises(PatternError, match=r"'layer4 & kind:embedding': 'kind:embedding' matches none of the 62"):
+            select(RESNET, "layer4 & kind:embedding")
+
+    @pytest.mark.parametrize(
+        ("pattern", "meant"),
+        [
+            (r"layer[34]\..*", r"layer[34]\..*"),
+            (r"layer(3|4)", r"layer(3|4).*"),
+            (r"downsample\.1\.weight$", r".*downsample\.1\.weight$"),
+            (r"re:layer4", r"layer4.*"),
+        ],
+    )
+    def test_what_looks_like_an_expression_is_answered_with_one_that_matches(self, pattern: str, meant: str) -> None:
+        with pytest.raises(PatternError, match=re.escape(f"Did you mean 're:{meant}'? It matches ")):
+            select(RESNET, pattern)
+        assert select(RESNET, f"re:{meant}")
+
     def test_a_pattern_that_matches_nothing_names_owner_count_and_closest(self) -> None:
         with pytest.raises(PatternError) as caught:
             select_names(ModelIndex(RESNET), "layer5", owner="GradualUnfreeze stage 'late'")
@@ -208,12 +340,6 @@ class TestIndex:
         assert inside["fc"] == (["fc.weight", "fc.bias"], [])
         assert inside["layer1"] == ([], ["layer1.0", "layer1.1"])
         assert inside[""][1][0] == "conv1"
-
-    def test_norms_are_those_with_running_statistics(self) -> None:
-        norms = [nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm1d(2, track_running_stats=True)]
-
-        assert all(map(is_norm, norms))
-        assert not any(map(is_norm, [nn.InstanceNorm1d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2)]))
 
     def test_bytes_of_tensors_add_up(self) -> None:
         assert tensor_bytes([torch.zeros(3), torch.zeros(2, dtype=torch.float16)]) == 16
