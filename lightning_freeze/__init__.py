@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Violation": "auditing.violations",
     "audit": "auditing.violations",
+    "AnchorWeights": "callbacks.anchor_weights",
     "BatchNormEval": "callbacks.batchnorm_eval",
     "FeatureCache": "callbacks.feature_cache",
     "FreezeAudit": "callbacks.freeze_audit",
@@ -45,6 +46,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnchorWeights",
     "BatchNormEval",
     "Cost",
     "FeatureCache",

@@ -1,5 +1,6 @@
 from lightning_freeze.auditing.violations import Violation as Violation
 from lightning_freeze.auditing.violations import audit as audit
+from lightning_freeze.callbacks.anchor_weights import AnchorWeights as AnchorWeights
 from lightning_freeze.callbacks.batchnorm_eval import BatchNormEval as BatchNormEval
 from lightning_freeze.callbacks.feature_cache import FeatureCache as FeatureCache
 from lightning_freeze.callbacks.freeze_audit import FreezeAudit as FreezeAudit

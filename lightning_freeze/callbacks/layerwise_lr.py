@@ -9,7 +9,7 @@ from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.engine.factors import check_rates, rate_factors
 from lightning_freeze.errors import PlanError
 from lightning_freeze.schedule.moments import Progress
-from lightning_freeze.stages.stage import Stage, Stages, check_stages
+from lightning_freeze.stages.stage import Stage, check_stages
 from lightning_freeze.trainer.callback import FreezeCallback
 
 
@@ -51,7 +51,7 @@ class LayerwiseLR(FreezeCallback):
         self.stages = stages
 
     def bind(self, context: Context) -> Binding:
-        stages = self._stages(context)
+        stages = context.stages_beside(self.stages, self.title)
         labels, factors = rate_factors(context, self.decay, self.multipliers, stages, self.title)
         own = self.stages is not None or not context.shared
         self._rows = [
@@ -62,13 +62,3 @@ class LayerwiseLR(FreezeCallback):
 
     def rows(self, progress: Progress) -> list[Row]:
         return self._rows
-
-    def _stages(self, context: Context) -> Stages:
-        if self.stages is not None:
-            return self.stages
-        beside = context.shared
-        if any(stages != beside[0] for stages in beside):
-            raise PlanError(
-                f"{self.title}: several GradualUnfreeze with different stages are beside it.\n  Give it stages=..."
-            )
-        return beside[0] if beside else "auto"

@@ -77,6 +77,20 @@ class Context:
             raise PlanError(f"{owner}: several stages are called {sorted(twice)}.\n  Give each Stage a name of its own")
         return bound
 
+    def stages_beside(self, own: Stages | None, owner: str) -> Stages:
+        """The stages to count by: one's own, else those that another policy offers, else "auto".
+
+        Raises:
+            PlanError: several policies offer different ones.
+        """
+        if own is not None:
+            return own
+        if any(stages != self.shared[0] for stages in self.shared):
+            raise PlanError(
+                f"{owner}: several GradualUnfreeze with different stages are beside it.\n  Give it stages=..."
+            )
+        return self.shared[0] if self.shared else "auto"
+
     def _list(self, stages: Stages, owner: str) -> list[Stage]:
         if not isinstance(stages, str | int):
             return [as_stage(stage, place, owner) for place, stage in enumerate(stages)]

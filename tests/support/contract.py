@@ -13,6 +13,7 @@ import lightning_freeze
 
 # What each callback is made with; FeatureCache works on what something else has frozen.
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "AnchorWeights": {"strength": 5.0, "patterns": ["*", "!head"], "decay": 0.5, "stages": STAGES},
     "BatchNormEval": {"patterns": "mid", "affine": "freeze"},
     "FeatureCache": {},
     "FreezeAudit": {"every_n_epochs": 1},

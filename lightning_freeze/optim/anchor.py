@@ -1,0 +1,82 @@
+"""The values that parameters had at the start, and the pull back to them: L2-SP, decoupled from the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_freeze.model.dtensors import cut_like, local_part
+
+_CHUNK = 64 * 2**20  # bytes copied to the device at a time
+
+
+class Anchor:
+    """Start values by parameter name.
+
+    Args:
+        on_host: keep them in host memory, else beside the parameters.
+    """
+
+    def __init__(self, on_host: bool) -> None:
+        self._on_host = on_host
+        self.values: dict[str, Tensor] = {}  # of a sharded parameter a DTensor
+
+    def take(self, names: Sequence[str], parameters: Sequence[nn.Parameter]) -> None:
+        """Copy the values that are not known yet: those of parameters that have not moved."""
+        for name, parameter in zip(names, parameters, strict=True):
+            if name not in self.values:
+                self.values[name] = self._placed(parameter.detach(), parameter)
+
+    def load(self, values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Take the start values of a checkpoint in place of those that are known."""
+        self.values = {
+            name: self._placed(cut_like(value, parameters[name]), parameters[name]) for name, value in values.items()
+        }
+
+    def _placed(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        if not self._on_host or parameter.device.type == "cpu":
+            return value.to(parameter.device, copy=True)
+        host = value.to("cpu", copy=True)
+        return host if local_part(host) is not host else host.pin_memory()
+
+    @torch.no_grad()
+    def pull(self, names: Sequence[str], parameters: Sequence[nn.Parameter], weight: Any) -> None:
+        """Move parameters by `weight` of the way to their start: a number or a 0-dim tensor, at most 1."""
+        here = [local_part(parameter.detach()) for parameter in parameters]
+        there = [local_part(self.values[name]) for name in names]
+        for some, starts in _chunks(here, there):
+            if not isinstance(weight, Tensor):
+                torch._foreach_lerp_(some, starts, min(weight, 1.0))
+                continue
+            way = list(torch._foreach_sub(starts, some))
+            torch._foreach_mul_(way, weight.clamp(max=1.0).to(some[0].device))
+            torch._foreach_add_(some, way)
+
+
+def _chunks(here: list[Tensor], there: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Pairs on one device; where the starts are on the host, a part of them at a time is copied to the device."""
+    if all(start.device == tensor.device for start, tensor in zip(there, here, strict=True)):
+        yield here, there
+        return
+    some: list[Tensor] = []
+    starts: list[Tensor] = []
+    size = 0
+    for tensor, start in zip(here, there, strict=True):
+        some.append(tensor)
+        starts.append(start.to(tensor.device, non_blocking=True))
+        size += tensor.nbytes
+        if size >= _CHUNK:
+            yield some, starts
+            some, starts, size = [], [], 0
+    if some:
+        yield some, starts
+
+
+def skipped(optimizer: Optimizer) -> Tensor | None:
+    """1 where the update was skipped, as a 0-dim tensor: a GradScaler lets a fused optimizer skip by itself."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found
