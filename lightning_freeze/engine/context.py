@@ -8,10 +8,10 @@ from torch import nn
 
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex
-from lightning_freeze.model.patterns import Patterns, select_names
+from lightning_freeze.model.patterns import Patterns, as_patterns, select_names
 from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.stages.discover import discover_stages
-from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage
+from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage, is_named
 
 NextStart = Callable[[Progress], Moment | None]  # of `Policy.next_start`
 Discovered = dict[int | None, list[Stage]]  # by the limit of their number
@@ -59,11 +59,12 @@ class Context:
         bound: list[BoundStage] = []
         taken: set[str] = set()
         for stage in self._list(stages, owner):
-            chosen = self.select(stage.patterns, f"{owner} stage '{stage.name}'")
+            patterns = as_patterns(stage.patterns)
+            chosen = self.select(patterns, f"{owner} stage '{stage.name}'")
             names = tuple(name for name in chosen if name not in taken)
             if not names:
                 raise PlanError(
-                    f"{owner} stage '{stage.name}': its patterns {list(stage.patterns)} leave it no parameters"
+                    f"{owner} stage '{stage.name}': its patterns {patterns} leave it no parameters"
                     + (
                         f", all {len(chosen)} belong to earlier stages.\n  Put the narrower stage first"
                         if chosen
@@ -71,7 +72,8 @@ class Context:
                     )
                 )
             taken.update(names)
-            bound.append(BoundStage(stage.name, tuple(stage.patterns), names))
+            limits = stage.factor, stage.max_epochs, stage.patience
+            bound.append(BoundStage(stage.name, tuple(patterns), names, *limits, named=is_named(stages)))
         names_of_stages = [stage.name for stage in bound]
         if twice := {name for name in names_of_stages if names_of_stages.count(name) > 1}:
             raise PlanError(f"{owner}: several stages are called {sorted(twice)}.\n  Give each Stage a name of its own")
@@ -92,7 +94,7 @@ class Context:
         return self.shared[0] if self.shared else "auto"
 
     def _list(self, stages: Stages, owner: str) -> list[Stage]:
-        if not isinstance(stages, str | int):
+        if is_named(stages):
             return [as_stage(stage, place, owner) for place, stage in enumerate(stages)]
         limit = None if isinstance(stages, str) else stages
         if limit not in self._discovered:

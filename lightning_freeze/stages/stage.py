@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeGuard
 
+from lightning_freeze import arguments
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.patterns import as_patterns, as_strings
 
@@ -25,44 +26,92 @@ def metric_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """Parameters that are unfrozen together.
+    """Parameters that are unfrozen together, with the rate and the limits that they have of their own.
 
     Args:
         name: short and unique among the stages of a run; it goes into tables and metric names.
-        patterns: what is in it (see `select`).
+        patterns: what is in it (see `select`): a pattern or a list of them.
+        factor: factor of the stage's learning rate, greater than 0. It takes the place of all other factors, such as
+            the `decay` and `multipliers` of a `LayerwiseLR` beside it; None: those count.
+        max_epochs: with a metric trigger, end the stage after so many epochs at the latest; None: as the callback says.
+        patience: with a metric trigger, validations without improvement that end the stage; None: as the callback says.
 
     Raises:
-        PlanError: the name or the patterns are empty.
+        PlanError: the name or the patterns are empty, or a value is out of range.
         PatternError: a pattern cannot be read.
 
     Example:
         >>> Stage("late", ["model.layer4", "!model.layer4.0"])
         Stage(name='late', patterns=['model.layer4', '!model.layer4.0'])
+        >>> Stage("head", "model.fc", factor=10.0, patience=2)
+        Stage(name='head', patterns=['model.fc'], factor=10.0, patience=2)
     """
 
     name: str
-    patterns: list[str]
+    patterns: str | list[str]  # a list after construction
+    factor: float | None = None
+    max_epochs: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.patterns, str):  # from YAML; a list of its characters would be a surprise
+        if isinstance(self.patterns, str):  # a list of its characters would be a surprise
             object.__setattr__(self, "patterns", [self.patterns])
         if not isinstance(self.name, str) or not self.name:
             raise PlanError(f"a stage needs a name, got {self.name!r}")
         if not self.patterns or not all(isinstance(pattern, str) and pattern for pattern in self.patterns):
             raise PlanError(f"stage '{self.name}' needs a list of patterns, got {self.patterns!r}")
         as_patterns(self.patterns, f"stage '{self.name}'")
+        self._check_numbers()
+
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"Stage({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+
+    def _check_numbers(self) -> None:
+        owner = f"stage '{self.name}'"
+        if self.factor is not None:
+            arguments.check_number(self.factor, "factor", owner)
+            if self.factor <= 0:
+                raise PlanError(
+                    f"{owner}: factor must be greater than 0, got {self.factor}.\n  To freeze it, leave it out of the "
+                    "stages"
+                )
+        if self.max_epochs is not None:
+            arguments.check_positive(self.max_epochs, "max_epochs", owner)
+        if self.patience is not None:
+            arguments.check_positive(self.patience, "patience", owner, minimum=0)
 
 
-Stages = str | int | Sequence[str | Sequence[str] | Stage]
+Named = Sequence[str | Sequence[str] | Stage]
+Stages = str | int | Named
+
+
+def is_named(stages: Stages) -> TypeGuard[Named]:
+    """Whether a user named the stages; else they are discovered."""
+    return not isinstance(stages, str | int)
 
 
 @dataclass(frozen=True)
 class BoundStage:
-    """A stage and the names of the parameters that are its own."""
+    """A stage and the names of the parameters that are its own.
+
+    Attributes:
+        name: as in `Stage`.
+        patterns: as in `Stage`.
+        names: its parameters; one that several stages select belongs to the first of them.
+        factor: as in `Stage`.
+        max_epochs: as in `Stage`.
+        patience: as in `Stage`.
+        named: whether a user named it; False for one that was discovered.
+    """
 
     name: str
     patterns: tuple[str, ...]
     names: tuple[str, ...]
+    factor: float | None = None
+    max_epochs: int | None = None
+    patience: int | None = None
+    named: bool = False
 
 
 def check_stages(stages: Stages, owner: str) -> None:
@@ -77,7 +126,7 @@ def check_stages(stages: Stages, owner: str) -> None:
             f"{owner}: stages={stages!r} must be 'auto', a number of stages of at least 1, or a list of stages "
             "(a pattern, a list of patterns, or a Stage each), the head first"
         )
-    if not isinstance(stages, str | int):
+    if is_named(stages):
         if not stages:
             raise PlanError(f"{owner}: stages=[] is empty.\n  Name at least one stage, or use 'auto'")
         for place, stage in enumerate(stages):
@@ -93,7 +142,7 @@ def as_stage(stage: Any, place: int, owner: str) -> Stage:
     """
     if isinstance(stage, Stage):
         return stage
-    if isinstance(stage, dict) and set(stage) == {"name", "patterns"}:
+    if isinstance(stage, dict) and {"name", "patterns"} <= set(stage) <= {field.name for field in fields(Stage)}:
         return Stage(**stage)
     try:
         patterns = as_strings(stage)
