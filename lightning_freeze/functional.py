@@ -13,6 +13,7 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.model.frozen_view import FrozenView
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, select_names
+from lightning_freeze.model.training_flag import needs_train_mode
 
 
 def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list[str]:
@@ -24,7 +25,8 @@ def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list
     Args:
         model: any module.
         patterns: what to freeze (see `select`).
-        eval_mode: keep modules whose parameters are all frozen in eval mode, whoever calls `train()`, until `unfreeze`.
+        eval_mode: keep modules whose parameters are all frozen in eval mode, whoever calls `train()`, until `unfreeze`;
+            not those whose own forward branches on `self.training`.
 
     Raises:
         PatternError: a pattern matches nothing; nothing is frozen then.
@@ -43,7 +45,8 @@ def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list
         index.parameters[name].grad = None
     if eval_mode:
         for place in _view(index).frozen_modules(frozenset(names)):
-            hold(index.spans[place].module)
+            if not needs_train_mode(index.spans[place].module):
+                hold(index.spans[place].module)
     return names
 
 

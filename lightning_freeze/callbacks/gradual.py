@@ -31,7 +31,8 @@ class GradualUnfreeze(FreezeCallback):
 
     Args:
         stages: the stages, the one to train first (the head) first: a pattern, a list of patterns or a `Stage`
-            each. "auto" discovers them, a number discovers at most that many.
+            each. "auto" discovers them, a number discovers at most that many. What a `Stage` says of its factor,
+            `max_epochs` and `patience` wins for this stage.
         every_n_epochs: a stage each so many epochs.
         every_n_train_steps: a stage each so many optimizer steps (`trainer.global_step`).
         at: the start of each stage, non-decreasing, the first 0. Integers are epochs; with any float among them
@@ -41,7 +42,7 @@ class GradualUnfreeze(FreezeCallback):
         monitor: name of a logged metric. A stage ends when it has not improved for `patience` validations; the next
             one starts with the next epoch.
         mode: with `monitor`, "min" or "max": which way the metric improves.
-        patience: with `monitor`, validations without improvement that end a stage.
+        patience: with `monitor`, validations without improvement that end a stage; 0 is the same as 1.
         min_delta: with `monitor`, a smaller change than this is no improvement, in units of the metric.
         max_epochs_per_stage: with `monitor`, end a stage after so many epochs at the latest.
         restore_best: with `monitor`, return to the best weights of a stage, and their optimizer state, when it ends.
@@ -49,6 +50,8 @@ class GradualUnfreeze(FreezeCallback):
             stage does not ramp.
         eval_frozen: run frozen modules in eval mode: BatchNorm uses and keeps its statistics, Dropout is off.
         verbose: print the table of stages at the start and a line at each change, on rank 0.
+        thaw: unfreeze with each stage also what required no gradient before the fit, such as the base weights under
+            adapters; it requires none again afterwards.
 
     Raises:
         PlanError: several triggers, or arguments that cannot work.
@@ -80,6 +83,7 @@ class GradualUnfreeze(FreezeCallback):
         warmup_steps: int = 0,
         eval_frozen: bool = True,
         verbose: bool = True,
+        thaw: bool = False,
     ) -> None:
         moments.check_span(span, self.title)
         self.stages = stages
@@ -97,6 +101,7 @@ class GradualUnfreeze(FreezeCallback):
         self.warmup_steps = warmup_steps
         self.eval_frozen = eval_frozen
         self.verbose = verbose
+        self.thaw = thaw
         self._check_arguments()
         self._bound: list[BoundStage] = []
         self._moments: list[Moment] = []
@@ -104,12 +109,14 @@ class GradualUnfreeze(FreezeCallback):
         self._ramps: frozenset[str] = frozenset()
         self._started = 1
         self._plateau = Plateau()
+        self._reasons: list[str] = []
 
     # ---- arguments
 
     def _check_arguments(self) -> None:
         owner = self.title
-        check_stages(self.stages, owner)
+        check_stages(self.stages, owner, limits=self.monitor is not None)
+        arguments.check_flag(self.thaw, "thaw", owner)
         arguments.check_flag(self.eval_frozen, "eval_frozen", owner)
         arguments.check_flag(self.restore_best, "restore_best", owner)
         arguments.check_number(self.min_delta, "min_delta", owner)
@@ -121,7 +128,7 @@ class GradualUnfreeze(FreezeCallback):
         for name in ("every_n_epochs", "every_n_train_steps", "max_epochs_per_stage"):
             if getattr(self, name) is not None:
                 arguments.check_positive(getattr(self, name), name, owner)
-        arguments.check_positive(self.patience, "patience", owner)
+        arguments.check_positive(self.patience, "patience", owner, minimum=0)
         arguments.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
         arguments.check_choice(self.mode, ("min", "max"), "mode", owner)
         if self.curve is not None:
@@ -161,8 +168,7 @@ class GradualUnfreeze(FreezeCallback):
             frozen -= frozenset(stage.names)
             self._frozen_after.append(frozen)
         self._ramps = frozenset(name for stage in self._bound[1:] for name in stage.names)
-        labels = {name: stage.name for stage in self._bound for name in stage.names}
-        return Binding(labels=labels, trains=frozenset(labels))
+        return Binding.of_stages(self._bound, thaw=self.thaw)
 
     def _schedule(self, stages: int) -> list[Moment]:
         if self.at is not None:
@@ -182,14 +188,23 @@ class GradualUnfreeze(FreezeCallback):
         return self.stages
 
     def wants(self, progress: Progress) -> Wants:
-        self._started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
+        started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
+        finished = self._bound[self._started - 1 : started - 1] if self.monitor is not None else []
+        self._reasons = [self._why(stage) for stage in finished]
+        self._started = started
         restore = self.snapshot if self._plateau.stage < self._started - 1 else None
         return Wants(self._frozen_after[self._started - 1], restore=restore)
 
     def _count(self, progress: Progress) -> int:
         if self.monitor is None:
             return max(1, moments.count_started(self._moments, progress))
-        return self._plateau.started(progress.epoch, self.max_epochs_per_stage, len(self._bound))
+        return self._plateau.started(progress.epoch, [self._limit(stage) for stage in self._bound])
+
+    def _limit(self, stage: BoundStage) -> int | None:
+        return self.max_epochs_per_stage if stage.max_epochs is None else stage.max_epochs
+
+    def _patience(self, stage: BoundStage) -> int:
+        return max(1, self.patience if stage.patience is None else stage.patience)
 
     def holds(self, view: FrozenView) -> set[Place]:
         return view.frozen_modules(self._frozen_after[self._started - 1]) if self.eval_frozen else set()
@@ -241,7 +256,7 @@ class GradualUnfreeze(FreezeCallback):
         if self._plateau.stage != stage:
             self.snapshot = None
         signed = value if self.mode == "min" else -value
-        best = self._plateau.check(signed, epoch, stage, self.patience, self.min_delta)
+        best = self._plateau.check(signed, epoch, stage, self._patience(self._bound[stage]), self.min_delta)
         if best and self.restore_best:
             self.snapshot = take(self._frozen_after[stage])
 
@@ -256,8 +271,29 @@ class GradualUnfreeze(FreezeCallback):
     def _when(self, place: int, progress: Progress) -> str:
         if self.monitor is None or place == 0:
             return self._moments[place].text(progress.total_steps) if self.monitor is None else "epoch 0"
-        latest = "" if self.max_epochs_per_stage is None else f" or {self.max_epochs_per_stage} epochs"
-        return f"{self.patience} checks of {self.monitor} without improvement{latest}"
+        before = self._bound[place - 1]
+        latest = "" if self._limit(before) is None else f" or {self._limit(before)} epochs"
+        return f"{self._patience(before)} checks of {self.monitor} without improvement{latest}"
+
+    def _why(self, stage: BoundStage) -> str:
+        """Why a stage with a metric trigger ended."""
+        place = self._bound.index(stage)
+        if place not in self._plateau.ends:
+            return f"'{stage.name}' ended after its {self._limit(stage)} epochs"
+        best = f" on {self._best}" if place == self._plateau.stage else ""
+        return f"'{stage.name}' ended because {self.monitor} did not improve{best} in {self._patience(stage)} checks"
+
+    @property
+    def _best(self) -> str:
+        return f"{self._plateau.best if self.mode == 'min' else -self._plateau.best:.4g}"
+
+    def restored(self) -> None:
+        super().restored()
+        stage = self._bound[self._plateau.stage].name
+        self._reasons.append(f"'{stage}' is back at its best weights ({self.monitor}={self._best})")
+
+    def reasons(self) -> list[str]:
+        return self._reasons
 
     def warnings(self, progress: Progress) -> list[str]:
         missing = [stage.name for stage in self._bound[self._started :]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.declarations import Binding, Row
+from lightning_freeze.engine.declarations import Binding, Row, own_factors
 from lightning_freeze.engine.factors import check_rates, rate_factors
 from lightning_freeze.errors import PlanError
 from lightning_freeze.schedule.moments import Progress
@@ -21,9 +21,10 @@ class LayerwiseLR(FreezeCallback):
 
     Args:
         decay: factor from one stage to the next below it, 0 < decay <= 1.
-        multipliers: pattern -> factor, greater than 0. An explicit factor takes the place of the decay's, and a
-            later entry that of an earlier one. To multiply both, use two `LayerwiseLR`.
-        stages: None: the stages of the `GradualUnfreeze` beside it, else "auto". Otherwise as there.
+        multipliers: pattern, or name of a stage -> factor, greater than 0. An explicit factor takes the place of the
+            decay's, and a later entry that of an earlier one. To multiply both, use two `LayerwiseLR`.
+        stages: None: the stages of the `GradualUnfreeze` beside it, else "auto". Otherwise as there. A factor that a
+            `Stage` has of its own takes the place of both.
 
     Raises:
         PlanError: neither `decay` nor `multipliers`, or values out of range.
@@ -53,12 +54,13 @@ class LayerwiseLR(FreezeCallback):
     def bind(self, context: Context) -> Binding:
         stages = context.stages_beside(self.stages, self.title)
         labels, factors = rate_factors(context, self.decay, self.multipliers, stages, self.title)
+        named = context.stages(self.stages, self.title) if self.stages is not None else []
         own = self.stages is not None or not context.shared
         self._rows = [
             Row(stage.name, stage.patterns, "always", stage.names)
             for stage in (context.stages(stages, self.title) if own and self.decay is not None else [])
         ]
-        return Binding(labels=labels, factors=factors)
+        return Binding(labels=labels, factors=factors, own_factors=own_factors(named))
 
     def rows(self, progress: Progress) -> list[Row]:
         return self._rows

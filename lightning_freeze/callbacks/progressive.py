@@ -48,6 +48,7 @@ class ProgressiveFreeze(FreezeCallback):
         percentile: with `metric`, in percent of the stages that still train.
         eval_frozen: run frozen modules in eval mode.
         verbose: print the table at the start and a line at each change, on rank 0.
+        thaw: unfreeze also what required no gradient before the fit; it requires none again afterwards.
 
     Raises:
         PlanError: arguments that cannot work; at setup, a single stage, or a run without end.
@@ -67,8 +68,10 @@ class ProgressiveFreeze(FreezeCallback):
         percentile: float = 50.0,
         eval_frozen: bool = True,
         verbose: bool = True,
+        thaw: bool = False,
     ) -> None:
-        check_stages(stages, self.title)
+        check_stages(stages, self.title, limits=False)
+        arguments.check_flag(thaw, "thaw", self.title)
         moments.check_span(span, self.title)
         arguments.check_choice(curve, ("cosine", "linear"), "curve", self.title)
         if metric is not None:
@@ -84,6 +87,7 @@ class ProgressiveFreeze(FreezeCallback):
         self.percentile = float(percentile)
         self.eval_frozen = eval_frozen
         self.verbose = verbose
+        self.thaw = thaw
         self._bound: list[BoundStage] = []  # the one at the input first
         self._ends: list[Moment] = []
         self._place: dict[str, int] = {}
@@ -113,7 +117,7 @@ class ProgressiveFreeze(FreezeCallback):
         self._frozen_after = [frozenset(context.index.parameters).difference(self._place)]
         for stage in self._bound[:-1]:
             self._frozen_after.append(self._frozen_after[-1].union(stage.names))
-        return Binding({name: stage.name for stage in self._bound for name in stage.names}, {}, frozenset(self._place))
+        return Binding.of_stages(self._bound, thaw=self.thaw)
 
     @property
     def needs_run_length(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class RotatingUnfreeze(FreezeCallback):
         seed: of the random order.
         eval_frozen: run frozen modules in eval mode.
         verbose: print the table at the start and a line at each change, on rank 0.
+        thaw: unfreeze also what required no gradient before the fit; it requires none again afterwards.
 
     Raises:
         PlanError: arguments that cannot work; at setup, fewer stages than `active`.
@@ -63,8 +65,10 @@ class RotatingUnfreeze(FreezeCallback):
         seed: int = 0,
         eval_frozen: bool = True,
         verbose: bool = True,
+        thaw: bool = False,
     ) -> None:
-        check_stages(stages, self.title)
+        check_stages(stages, self.title, limits=False)
+        arguments.check_flag(thaw, "thaw", self.title)
         arguments.check_positive(active, "active", self.title)
         arguments.check_positive(every_n_train_steps, "every_n_train_steps", self.title)
         arguments.check_choice(order, _ORDERS, "order", self.title)
@@ -81,6 +85,7 @@ class RotatingUnfreeze(FreezeCallback):
         self.seed = seed
         self.eval_frozen = eval_frozen
         self.verbose = verbose
+        self.thaw = thaw
         as_patterns([] if always is None else always, f"{self.title} always")
         self._bound: list[BoundStage] = []
         self._always: tuple[str, ...] = ()
@@ -93,7 +98,7 @@ class RotatingUnfreeze(FreezeCallback):
         for stage in context.stages(self.stages, self.title):
             names = tuple(name for name in stage.names if name not in set(self._always))
             if names:
-                self._bound.append(BoundStage(stage.name, stage.patterns, names))
+                self._bound.append(replace(stage, names=names))
         if len(self._bound) < self.active:
             raise PlanError(
                 f"{self.title}: active={self.active} stages are to train at a time, and there are {len(self._bound)}"
@@ -101,9 +106,8 @@ class RotatingUnfreeze(FreezeCallback):
             )
         self._all = frozenset(context.index.parameters)
         self._now = None
-        labels = {name: stage.name for stage in self._bound for name in stage.names}
-        labels |= dict.fromkeys(self._always, "always")
-        return Binding(labels=labels, trains=frozenset(labels))
+        always = [BoundStage("always", (), self._always, named=True)] if self._always else []
+        return Binding.of_stages([*self._bound, *always], thaw=self.thaw)
 
     def wants(self, progress: Progress) -> Wants:
         period = progress.step // self.every_n_train_steps

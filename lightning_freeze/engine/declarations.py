@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_freeze.optim.slots import Placement
+from lightning_freeze.stages.stage import BoundStage
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,34 @@ class Binding:
         labels: parameter -> the stage it belongs to; parameters of one label share a slot of the optimizer.
         factors: parameter -> factor of its learning rate; factors of several policies multiply.
         trains: parameters that the policy will unfreeze at some time, so they have to be in an optimizer.
+        thaws: those of `trains` that it unfreezes even where they required no gradient before the fit.
+        own_factors: parameter -> factor that takes the place of all policies' factors.
+        stages: what it unfreezes, stage by stage. One that a user named must hold something that can train.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     trains: frozenset[str] = frozenset()
+    thaws: frozenset[str] = frozenset()
+    own_factors: Mapping[str, float] = field(default_factory=dict)
+    stages: Sequence[BoundStage] = ()
+
+    @classmethod
+    def of_stages(cls, stages: Sequence[BoundStage], *, thaw: bool = False) -> Binding:
+        """The binding of a policy that trains these stages.
+
+        Args:
+            stages: disjoint.
+            thaw: whether it trains what required no gradient before the fit as well.
+        """
+        labels = {name: stage.name for stage in stages for name in stage.names}
+        trains = frozenset(labels)
+        return cls(labels, {}, trains, trains if thaw else frozenset(), own_factors(stages), tuple(stages))
+
+
+def own_factors(stages: Sequence[BoundStage]) -> dict[str, float]:
+    """Parameter -> the factor that its stage has of its own."""
+    return {name: stage.factor for stage in stages if stage.factor is not None for name in stage.names}
 
 
 @dataclass(frozen=True)

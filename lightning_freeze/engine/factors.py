@@ -8,7 +8,7 @@ from lightning_freeze.arguments import check_number
 from lightning_freeze.engine.context import Context
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.patterns import as_patterns
-from lightning_freeze.stages.stage import Stages
+from lightning_freeze.stages.stage import Stages, is_named
 
 
 def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, owner: str) -> None:
@@ -41,8 +41,8 @@ def rate_factors(
     Args:
         context: the model.
         decay: `decay**k` for stage k below the top.
-        multipliers: pattern -> factor, in place of the decay's; a later entry wins.
-        stages: the stages that `decay` counts.
+        multipliers: name of a stage, or pattern -> factor, in place of the decay's; a later entry wins.
+        stages: the stages that `decay` counts, and whose names `multipliers` may use.
         owner: who asks, for error messages.
 
     Raises:
@@ -51,12 +51,14 @@ def rate_factors(
     check_rates(decay, multipliers, owner)
     labels: dict[str, str] = {}
     factors: dict[str, float] = {}
-    if decay is not None:
-        for depth, stage in enumerate(context.stages(stages, owner)):
-            labels.update(dict.fromkeys(stage.names, stage.name))
-            factors.update(dict.fromkeys(stage.names, decay**depth))
+    # discovered stages only where they are needed anyway: it takes a forward pass
+    bound = context.stages(stages, owner) if decay is not None or is_named(stages) or context.shared else []
+    for depth, stage in enumerate(bound if decay is not None else ()):
+        labels.update(dict.fromkeys(stage.names, stage.name))
+        factors.update(dict.fromkeys(stage.names, (decay or 1.0) ** depth))
+    by_name = {stage.name: stage.names for stage in bound}
     for pattern, factor in (multipliers or {}).items():
-        names = context.select(pattern, f"{owner} multipliers")
+        names = by_name.get(pattern) or context.select(pattern, f"{owner} multipliers")
         factors.update(dict.fromkeys(names, factor))
         labels.update({name: pattern for name in names if name not in labels})
     return labels, factors

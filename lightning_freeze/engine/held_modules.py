@@ -1,4 +1,7 @@
-"""Which modules a run keeps in eval mode, and which of them save no input for the backward pass."""
+"""Which modules a run keeps in eval mode, and which of them save no input for the backward pass.
+
+A module whose own forward branches on `self.training` is never among them: it may compute its losses there.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from lightning_freeze.engine.modes import hold, is_held, release
 from lightning_freeze.engine.policy import Policy
 from lightning_freeze.model.frozen_view import FrozenView
 from lightning_freeze.model.index import ModelIndex, Place
+from lightning_freeze.model.training_flag import needs_train_mode
 
 
 class HeldModules:
@@ -17,12 +21,19 @@ class HeldModules:
     Args:
         index: the model.
         policies: what they hold adds up.
+
+    Attributes:
+        held: the modules in eval mode.
+        branching: modules that a policy wants held, and that are not, because their forward branches on the flag.
+        modes_before: module -> whether it was in train mode before it was first held.
     """
 
     def __init__(self, index: ModelIndex, policies: Sequence[Policy]) -> None:
         self._index = index
         self._policies = policies
         self.held: frozenset[Place] = frozenset()
+        self.branching: frozenset[Place] = frozenset()
+        self._branches: dict[Place, bool] = {}
         self.modes_before: dict[Place, bool] = {}
         self._lean: frozenset[Place] = frozenset()
         # `freeze` of a plain loop holds these; only `unfreeze` releases them
@@ -32,6 +43,8 @@ class HeldModules:
     def update(self, view: FrozenView) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Hold what the policies want held now; returns the names of the modules newly held and released."""
         wanted = self._merged(policy.holds(view) for policy in self._policies)
+        self.branching = frozenset(place for place in wanted if self._branches_on_flag(place))
+        wanted -= self.branching
         released, fresh = sorted(self.held - wanted - self._held_before), sorted(wanted - self.held)
         spans = self._index.spans
         for place in released:
@@ -42,6 +55,11 @@ class HeldModules:
         self.held = wanted
         self._make_lean(self._merged(policy.lean(view) for policy in self._policies) & wanted)
         return tuple([spans[place].name for place in fresh]), tuple([spans[place].name for place in released])
+
+    def _branches_on_flag(self, place: Place) -> bool:
+        if place not in self._branches:
+            self._branches[place] = needs_train_mode(self._index.spans[place].module)
+        return self._branches[place]
 
     def _merged(self, answers: Iterable[set[Place]]) -> frozenset[Place]:
         places = set[Place]().union(*answers)

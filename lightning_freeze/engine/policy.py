@@ -196,6 +196,10 @@ class Speaking:
         """Sentences under the table: what a user may not expect."""
         return []
 
+    def reasons(self) -> list[str]:
+        """Why the last answer of `wants` differs from the one before, for the line at the change."""
+        return []
+
     def changed(self, done: Change) -> None:
         """Read what a call of `reconcile` changed. Not called when it changed nothing."""
 

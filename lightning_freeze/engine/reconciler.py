@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_freeze.engine import snapshot
 from lightning_freeze.engine.context import Context, Discovered
 from lightning_freeze.engine.declarations import Binding, Change, Wants
+from lightning_freeze.engine.frozen_before import check_stages_train
 from lightning_freeze.engine.held_modules import HeldModules
 from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.records import entry_of, load_entries
@@ -62,7 +63,10 @@ class Reconciler:
         check_initialized(self.index, ", ".join(dict.fromkeys(policy.title for policy in self.policies)))
         self.bindings = [policy.bind(self.context) for policy in self.policies]
         self.before = {name: parameter.requires_grad for name, parameter in self.index.parameters.items()}
-        self._all_trainable = frozenset(name for name, required in self.before.items() if required)
+        required = frozenset(name for name, required in self.before.items() if required)
+        self.can_train = required.union(*(binding.thaws for binding in self.bindings))
+        self._thawed = self.can_train - required
+        check_stages_train(self.policies, self.bindings, self.can_train, model)
         self.trainable = frozenset(self.before)  # as the optimizers were built; the first call corrects it
         self.wants: list[Wants] = []
         self.progress = Progress()
@@ -85,7 +89,7 @@ class Reconciler:
         words = _labels_by_policy(self.bindings)
         self.factors = _factors(self.bindings)
         self.labels = {name: "+".join(sorted(set(filter(None, labels)))) for name, labels in words.items()}
-        trains = frozenset[str]().union(*(binding.trains for binding in self.bindings)) & self._all_trainable
+        trains = frozenset[str]().union(*(binding.trains for binding in self.bindings)) & self.can_train
         join_homeless(optimizers, self.index, trains)
         self.optimizers = [
             SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, words)
@@ -98,7 +102,7 @@ class Reconciler:
         return RunView(
             self.index, tuple(self.policies), tuple(self.bindings), self.before, self.labels, self.progress,
             self.trainable, tuple(self.wants), self._modules.held, self._modules.modes_before, self._is_sharded,
-            tuple(self.optimizers),
+            self._modules.branching, self.can_train, tuple(self.optimizers),
         )  # fmt: skip
 
     def reconcile(self, progress: Progress, *, modes: bool = True) -> Change:
@@ -116,10 +120,11 @@ class Reconciler:
         restored = self._restore(wants)
         trainable = self.trainable
         if wants != self.wants:
-            trainable = self._all_trainable.difference(*(want.frozen for want in wants))
+            trainable = self.can_train.difference(*(want.frozen for want in wants))
             self._check(trainable, wants)
             self._note_stage(wants)
-        unfrozen, frozen = self._in_order(trainable - self.trainable), self._in_order(self.trainable - trainable)
+        coming = trainable - self.trainable if self.wants else trainable & self._thawed
+        unfrozen, frozen = self._in_order(coming), self._in_order(self.trainable - trainable)
         slots: tuple[str, ...] = ()
         reducer = False
         if unfrozen or frozen:
@@ -191,7 +196,7 @@ class Reconciler:
             for name in frozen
         }
         if not self.wants:  # at first, what was frozen before the fit leaves its group for good
-            placement.update({name: "drop" for name, required in self.before.items() if not required})
+            placement.update({name: "drop" for name in self.before if name not in self.can_train})
         return tuple(slot.name for slotted in self.optimizers for slot in slotted.refill(unfrozen, placement))
 
     def _update_modules(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -217,7 +222,7 @@ class Reconciler:
 
         It includes what other policies freeze now: they may let it train before the snapshot is restored.
         """
-        names = [name for name, required in self.before.items() if required and name not in frozen]
+        names = [name for name in self.before if name in self.can_train and name not in frozen]
         return snapshot.take(self.index, frozenset(names), self.optimizers)
 
     def close(self) -> None:
@@ -225,6 +230,8 @@ class Reconciler:
         self.updates.close()
         for name, required in self.before.items():
             self.index.parameters[name].requires_grad_(required)
+            if not required:
+                self.index.parameters[name].grad = None  # of a thaw: as it was frozen before
         self._modules.close()
         self._modules_of = None
 
@@ -280,4 +287,12 @@ def _factors(bindings: Sequence[Binding]) -> dict[str, float]:
     for binding in bindings:
         for name, factor in binding.factors.items():
             factors[name] = factors.get(name, 1.0) * factor
-    return factors
+    own: dict[str, float] = {}
+    for binding in bindings:
+        for name, factor in binding.own_factors.items():
+            if own.setdefault(name, factor) != factor:
+                raise PlanError(
+                    f"two stages give '{name}' a factor of their own, {own[name]:g} and {factor:g}.\n"
+                    "  Give one of them no factor, or both the same"
+                )
+    return factors | own

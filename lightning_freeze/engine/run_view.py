@@ -52,6 +52,8 @@ class RunView:
         held: the modules that are kept in eval mode.
         modes_before: module -> whether it was in train mode before it was first held.
         sharded: whether ranks hold parts of parameters, so that the bits differ among ranks.
+        branching: frozen modules that are not held, because their own forward branches on `self.training`.
+        can_train: parameters that required a gradient before the fit, or that a policy thaws.
     """
 
     index: ModelIndex
@@ -65,6 +67,8 @@ class RunView:
     held: frozenset[Place]
     modes_before: Mapping[Place, bool]
     sharded: bool
+    branching: frozenset[Place] = frozenset()
+    can_train: frozenset[str] = frozenset()
     _slotted: tuple[SlottedOptimizer, ...] = ()
 
     @property

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 # Eval mode is meant for these, whatever their source says. torch's attention only picks a faster way by the flag.
 _EVAL_KINDS = (_NormBase, _DropoutNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _STATISTICS = {"running_mean", "running_var"}  # buffers of normalisation layers of other libraries
+_CHECKPOINTING = "gradient_checkpointing"
 _DROPOUT = re.compile(r"drop|stochastic_?depth", re.IGNORECASE)
 
 
@@ -30,9 +31,10 @@ def needs_train_mode(module: nn.Module) -> bool:
 
     A branch is an `if`, `while`, `assert`, `match`, conditional or boolean expression on `self.training`, in `forward`,
     in the methods of its own that it calls, or in `super().forward`. Every use counts as one that does not pass
-    `self.training` on as an argument. Three things are no branch:
+    `self.training` on as an argument. These are no branch:
 
     - normalisation, dropout of every kind, RNNs and torch's attention, which eval mode is for;
+    - `self.gradient_checkpointing and self.training` of transformers, which changes no output;
     - a rate of dropout, 0 without `self.training`, as in `dropout=self.dropout if self.training else 0.0`;
     - what lies under the module: each module is asked for itself.
 
@@ -157,6 +159,8 @@ def _is_harmless(flag: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
     if isinstance(parent, ast.Assign):  # what is done with the copy is looked at by itself
         return all(isinstance(target, ast.Name) for target in parent.targets)
     if isinstance(flag, ast.Name) and isinstance(flag.ctx, ast.Store):
+        return True
+    if isinstance(parent, ast.BoolOp) and isinstance(parent.op, ast.And) and _CHECKPOINTING in ast.unparse(parent):
         return True
     negated = isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Not)
     return _is_dropout_rate(parents[parent] if negated else parent, parents, parent if negated else flag, negated)

@@ -153,8 +153,8 @@ def _everything(run: Reconciler) -> Iterator[None]:
     flags = {name: parameter.requires_grad for name, parameter in run.index.parameters.items()}
     modes, lean = [module.training for module in modules], [module for module in modules if is_lean(module)]
     try:
-        for name, required in run.before.items():
-            run.index.parameters[name].requires_grad_(required)
+        for name, parameter in run.index.parameters.items():
+            parameter.requires_grad_(name in run.can_train)
         for place, span in run.index.places:
             span.module.training = view.training_before(place)
         _each(lean, make_plain)

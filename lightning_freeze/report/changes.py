@@ -16,6 +16,7 @@ def change_line(run: RunView, done: Change) -> str:
         for verb, names in (("unfrozen", done.unfrozen), ("frozen", done.frozen))
         if names
     ]
+    parts = [*(reason for policy in run.policies for reason in policy.reasons()), *parts]
     if not parts:
         return ""
     trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
@@ -31,7 +32,7 @@ def _places(run: RunView, names: Sequence[str]) -> str:
     place = min(range(len(counts)), key=lambda one: len(counts[one]), default=None)
     if place is None or len(counts[place]) > 4:
         return f"{len(names)} parameters ({names[0]}" + (f" to {names[-1]})" if len(names) > 1 else ")")
-    whole = Counter(divisions[place].get(name, "") for name, required in run.before.items() if required)
+    whole = Counter(divisions[place].get(name, "") for name in run.can_train)
     return ", ".join(
         label if count == whole[label] else f"{count} of {whole[label]} tensors of {label}"
         for label, count in counts[place].items()

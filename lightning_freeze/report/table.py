@@ -12,6 +12,7 @@ from lightning_freeze.engine.declarations import Row
 from lightning_freeze.engine.modes import is_held
 from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.layers import has_statistics
+from lightning_freeze.report.remarks import run_remarks
 from lightning_freeze.report.rendering import render, value_range
 from lightning_freeze.stages.stage import BoundStage
 
@@ -34,7 +35,14 @@ def start_table(run: RunView) -> str:
         table.add_row(*_cells(run, Row(*_name_of_rest(run), rest)))
     table.add_section()
     table.add_row(*_cells(run, Row("all", (), "", list(run.index.parameters))))
-    return "\n".join([render(table), *_remarks(run), *(line for policy in run.policies for line in policy.remarks())])
+    return "\n".join(
+        [
+            render(table),
+            *_remarks(run),
+            *run_remarks(run),
+            *(line for policy in run.policies for line in policy.remarks()),
+        ]
+    )
 
 
 def _rest(run: RunView, rows: Sequence[Row]) -> list[str]:
@@ -108,7 +116,7 @@ def _frozen_by(run: RunView, names: Collection[str]) -> str:
     titles = [
         policy.title for policy, want in zip(run.policies, run.wants, strict=True) if not frozen.isdisjoint(want.frozen)
     ]
-    if any(not run.before[name] for name in frozen):
+    if not run.can_train.issuperset(frozen):
         titles.append("you, before the fit")
     return "\n".join(dict.fromkeys(titles))
 
@@ -117,7 +125,7 @@ def _remarks(run: RunView) -> list[str]:
     """Whether the backward pass runs through frozen layers, as far as the order of the layers is known."""
     order = _from_input(run)
     first = next((place for place, name in enumerate(order) if name in run.trainable), len(order))
-    behind = [name for name in order[first:] if name not in run.trainable and run.before[name]]
+    behind = [name for name in order[first:] if name not in run.trainable and name in run.can_train]
     if not behind:
         return []
     module = order[first].rpartition(".")[0] or order[first]

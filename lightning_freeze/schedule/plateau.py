@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,22 +27,21 @@ class Plateau:
     best: float = math.inf
     wait: int = 0
 
-    def started(self, epoch: int, max_epochs: int | None, stages: int) -> int:
+    def started(self, epoch: int, max_epochs: Sequence[int | None]) -> int:
         """How many stages have started by `epoch`.
 
         Args:
             epoch: zero-based.
-            max_epochs: a stage ends after so many epochs at the latest.
-            stages: how many there are.
+            max_epochs: for each stage, after how many epochs it ends at the latest; None: without a limit.
         """
         start = 0
-        for stage in range(stages - 1):
+        for stage, limit in enumerate(max_epochs[:-1]):
             ends = [self.ends[stage] + 1] if stage in self.ends else []
-            ends += [start + max_epochs] if max_epochs is not None else []
+            ends += [start + limit] if limit is not None else []
             if not ends or min(ends) > epoch:
                 return stage + 1
             start = min(ends)
-        return stages
+        return len(max_epochs)
 
     def check(self, value: Tensor, epoch: int, stage: int, patience: int, min_delta: float) -> bool:
         """Take in one value, smaller is better, and say whether it is the best of its stage so far.

@@ -114,8 +114,13 @@ class BoundStage:
     named: bool = False
 
 
-def check_stages(stages: Stages, owner: str) -> None:
+def check_stages(stages: Stages, owner: str, *, limits: bool = True) -> None:
     """Refuse what can be no list of stages.
+
+    Args:
+        stages: the argument of a callback.
+        owner: the callback, for error messages.
+        limits: whether a stage may carry `max_epochs` and `patience`.
 
     Raises:
         PlanError: it is neither "auto", nor a whole number of at least 1, nor a list that is not empty.
@@ -129,8 +134,13 @@ def check_stages(stages: Stages, owner: str) -> None:
     if is_named(stages):
         if not stages:
             raise PlanError(f"{owner}: stages=[] is empty.\n  Name at least one stage, or use 'auto'")
-        for place, stage in enumerate(stages):
-            as_stage(stage, place, owner)
+        for place, given in enumerate(stages):
+            stage = as_stage(given, place, owner)
+            if not limits and (stage.max_epochs is not None or stage.patience is not None):
+                raise PlanError(
+                    f"{owner} stage '{stage.name}': max_epochs and patience can be used only with "
+                    "GradualUnfreeze(monitor=...), the name of a logged metric"
+                )
 
 
 def as_stage(stage: Any, place: int, owner: str) -> Stage:

@@ -11,6 +11,7 @@ from processes import launch, run_ranks
 
 HOOKS = ["fp16 hook", "PowerSGD"]
 CASES = ["plain", "rates", "refreeze", "steps", "metric", "best", "unused", "views", "static", "bf16", "manual", "many"]
+CASES += ["thaw"]
 CASES += HOOKS
 
 
@@ -53,6 +54,10 @@ def test_four_processes_stay_equal_under_a_metric_trigger(tmp_path: Path) -> Non
 def test_options_of_ddp_do_not_change_the_weights(reports: Any) -> None:
     assert reports["plain"]["weights"] == reports["unused"]["weights"] == reports["views"]["weights"]
     assert reports["plain"]["weights"] == reports["static"]["weights"]
+
+
+def test_what_a_thaw_reaches_trains_as_if_it_had_never_been_frozen(reports: Any) -> None:
+    assert reports["thaw"]["weights"] == reports["best"]["weights"]
 
 
 def test_a_step_trigger_waits_for_the_end_of_the_accumulation_window(reports: Any) -> None:

@@ -64,6 +64,18 @@ class TwoParts(Net):
         return torch.optim.AdamW([parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.05)
 
 
+class FrozenBefore(Net):
+    """Frozen but for the head before the fit; the optimizer has the head only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model[:6].requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
+
+
 class ManualNet(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -168,6 +180,7 @@ CASES: dict[str, Any] = {
         {"max_epochs": 100, "limit_train_batches": 1},
     ),
     "lightning's own": lambda: ([BackboneFinetuning(2, backbone_initial_ratio_lr=0.1, should_align=False)], {}),
+    "thaw": lambda: (gradual(thaw=True, monitor="val", patience=1, restore_best=True), {}),
     "disagreement": lambda: ([FreezeLayers(f"model.{3 * int(os.environ['LOCAL_RANK'])}", 2, 4)], {}),
 }
 
@@ -190,7 +203,7 @@ def main(folder: str, *cases: str) -> None:
             "num_sanity_val_steps": 0,
         }
         pl.seed_everything(0, verbose=False)
-        model = {"manual": ManualNet, "lightning's own": TwoParts}.get(case, Net)()
+        model = {"manual": ManualNet, "lightning's own": TwoParts, "thaw": FrozenBefore}.get(case, Net)()
         callbacks = [*callbacks, Watch(case, Path(folder))]
         trainer = pl.Trainer(callbacks=callbacks, default_root_dir=folder, **defaults | quiet | options)
         loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)

@@ -126,6 +126,7 @@ CASES: dict[str, tuple[Any, str, bool]] = {
         "AdamW",
         True,
     ),
+    "thaw": (lambda: gradual(thaw=True), "AdamW", True),
     "best": (lambda: gradual(monitor="val", mode="max", patience=1, restore_best=True), "AdamW", True),
 }
 
@@ -147,7 +148,11 @@ def fit(case: str, folder: Path, ckpt_path: Any = None, extra: Any = (), shard: 
     validation = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(StatefulLoader().inputs, StatefulLoader().targets), batch_size=8
     )
-    trainer.fit(Net(optimizer, shard), RankLoader(), validation, ckpt_path=ckpt_path)
+    module = Net(optimizer, shard)
+    if case == "thaw":
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.startswith(STAGES[0]))
+    trainer.fit(module, RankLoader(), validation, ckpt_path=ckpt_path)
     return trainer
 
 

@@ -1,0 +1,42 @@
+"""Sentences under the table at the start that no single policy can say: what the merged state of a run means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_freeze.engine.frozen_before import partly_frozen
+from lightning_freeze.engine.run_view import RunView
+
+
+def run_remarks(run: RunView) -> list[str]:
+    """What a user may not expect of this run."""
+    return [*_partly_frozen(run), *_branching(run)]
+
+
+def _partly_frozen(run: RunView) -> list[str]:
+    """Stages that train in part, because the rest was frozen before the fit."""
+    parts = [f"{count} of {total} in '{name}'" for name, count, total in partly_frozen(run.bindings, run.can_train)]
+    if not parts:
+        return []
+    return [
+        f"Frozen before the fit, and not trained with their stage: {listed(parts)} parameters. With thaw=True they are "
+        "unfrozen too."
+    ]
+
+
+def _branching(run: RunView) -> list[str]:
+    """Frozen modules in train mode: a user who knows of `eval_frozen` expects eval mode."""
+    spans = [run.index.spans[place] for place in sorted(run.branching)]
+    names = [span.name or run.index.model_name for span in spans if span.module.training]
+    if not names:
+        return []
+    return [
+        f"Frozen, but kept in train mode, because their forward branches on self.training: {listed(names)}. The layers "
+        "under them run in eval mode."
+    ]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many there are beside them."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
