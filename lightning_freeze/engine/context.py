@@ -94,7 +94,7 @@ class Context:
         return self.shared[0] if self.shared else "auto"
 
     def _list(self, stages: Stages, owner: str) -> list[Stage]:
-        if is_named(stages):
+        if not isinstance(stages, str | int):
             return [as_stage(stage, place, owner) for place, stage in enumerate(stages)]
         limit = None if isinstance(stages, str) else stages
         if limit not in self._discovered:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_freeze.engine.declarations import Binding
@@ -12,7 +12,7 @@ from lightning_freeze.model.freezing_lines import freezing_lines
 
 
 def check_stages_train(
-    policies: Sequence[Policy], bindings: Sequence[Binding], can_train: Collection[str], model: Any
+    policies: Sequence[Policy], bindings: Sequence[Binding], can_train: frozenset[str], model: Any
 ) -> None:
     """Refuse a stage that a user named and that has nothing to train.
 
@@ -41,7 +41,7 @@ def _cure(model: Any) -> str:
     return f"{delete}{others}, pass thaw=True to unfreeze them with their stage, or leave the stage out"
 
 
-def partly_frozen(bindings: Sequence[Binding], can_train: Collection[str]) -> list[tuple[str, int, int]]:
+def partly_frozen(bindings: Sequence[Binding], can_train: frozenset[str]) -> list[tuple[str, int, int]]:
     """Named stages of which some parameters stay frozen: name, how many of them, and of how many."""
     found = []
     for stage in (stage for binding in bindings for stage in binding.stages if stage.named):

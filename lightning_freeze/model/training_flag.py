@@ -54,7 +54,8 @@ def needs_train_mode(module: nn.Module) -> bool:
     if isinstance(module, _EVAL_KINDS) or _is_like_them(module):
         return False
     own = vars(module).get("forward")
-    return _branches(type(module), getattr(own, "__func__", own) or type(module).forward)
+    cls: Any = type(module)  # a class is hashable, whatever its instances are
+    return _branches(cls, getattr(own, "__func__", own) or cls.forward)
 
 
 def _is_like_them(module: nn.Module) -> bool:
