@@ -44,7 +44,8 @@ def test_what_freeze_holds_stays_held_through_a_fit_and_after_it() -> None:
     module = Net()
     freeze(module, "stem")
     before, state = modes(module), tensors(module.stem)
-    fit(module, [GradualUnfreeze(STAGES, verbose=False), FreezeLayers("stem", 1, 2)])  # both let go of it meanwhile
+    gradual = GradualUnfreeze(["head", ["mid", "stem"]], verbose=False)
+    fit(module, [gradual, FreezeLayers("stem", 1, 2)])  # both let go of it meanwhile
     assert not moved(state, tensors(module.stem))
     assert modes(module.train()) == before
     unfreeze(module, "stem")
