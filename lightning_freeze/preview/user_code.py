@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_OTHERS = tuple(  # not the user's own: the standard library, what is installed, and this package
-    *(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).resolve().parents[1]),
+# Not the user's own: the standard library, what is installed, and this package.
+_OTHERS = tuple(
+    str(Path(folder).resolve())
+    for folder in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
 )
 
 

@@ -14,23 +14,29 @@ from lightning_freeze.optim.step_shaper import StepShaper
 
 
 class Calls:
-    """Records what a shaper asks; one factor per slot."""
+    """A shape that records what it is asked; one factor and one dict of options per slot."""
 
-    def __init__(self, optimizer: Any, factors: list[Any]) -> None:
+    def __init__(self, optimizer: Any, factors: list[Any], options: list[dict[str, Any]] | None = None) -> None:
         self.made: list[str] = []
-        self.factors = factors
+        self._factors, self._options = factors, options or [{} for _ in factors]
         self.slotted = SlottedOptimizer(optimizer, [], lambda p: "p", {}, {})
-        self.shaper = StepShaper(self.slotted, self._idle, self._observe, self._factors)
+        self.shaper = StepShaper(self.slotted, self)
 
-    def _idle(self, slotted: Any) -> None:
+    def drop_idle(self, slotted: SlottedOptimizer) -> None:
         self.made.append("idle")
 
-    def _observe(self, slotted: Any) -> None:
+    def observe(self, slotted: SlottedOptimizer) -> None:
         self.made.append("observe")
 
-    def _factors(self, optimizer: Any, slots: Any, steps: int) -> list[Any]:
-        self.made.append(f"factors {steps}")
-        return self.factors
+    def factors(self, slotted: SlottedOptimizer) -> list[Any]:
+        self.made.append(f"factors {slotted.steps}")
+        return self._factors
+
+    def options(self, slotted: SlottedOptimizer) -> list[dict[str, Any]]:
+        return self._options
+
+    def updated(self, slotted: SlottedOptimizer, rates: Any) -> None:
+        self.made.append(f"updated at {[float(rate) for rate in rates]}")
 
 
 def one_step(optimizer: Any) -> Any:
@@ -47,8 +53,21 @@ def test_an_update_uses_the_scaled_rate_and_nobody_sees_it_afterwards(rate: Any)
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert [float(used) for used in calls.shaper.used] == [pytest.approx(0.05)]
     one_step(optimizer)
-    assert calls.made == ["idle", "observe", "factors 0", "idle", "observe", "factors 1"]
+    update = ["idle", "observe", "factors 0", "updated at [0.05000000074505806]"]
+    assert [call.replace("0.05]", "0.05000000074505806]") for call in calls.made] == [
+        *update,
+        *[call.replace("factors 0", "factors 1") for call in update],
+    ]
     assert calls.slotted.steps == 2
+
+
+def test_options_of_the_group_hold_for_one_update() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    Calls(optimizer := SGD([parameter], lr=1.0, momentum=0.9), [1.0], [{"momentum": 0.0}])
+    for _ in range(2):
+        one_step(optimizer)
+    assert torch.equal(parameter.detach(), torch.full((2,), -2.0)), "without momentum"
+    assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
 def test_a_closure_sees_the_plain_rate() -> None:

@@ -1,0 +1,182 @@
+"""Seeded mutants of the package: each is one small change of one line, and the tests beside the module have to notice.
+
+    python tests/support/mutants.py --count 120 --seed 0 --out mutants.jsonl
+
+A mutant is tried with the tests of its own module first, then with those of its folder and the laws. Results are
+written one by one, so that a run can be stopped and started again. Exit status 1 when fewer than 95% are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "lightning_freeze"
+FOLDERS = ("engine", "optim", "callbacks", "schedule", "stages", "model", "trainer", "auditing", "report")
+FLOOR = 0.95
+_COMPARED = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+_COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr}
+_CALLED = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+
+
+def changed(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one small change, in every way that there is."""
+    other = copy.deepcopy(node)
+    if isinstance(other, ast.Compare) and type(other.ops[0]) in _COMPARED:
+        other.ops[0] = _COMPARED[type(other.ops[0])]()
+        yield other
+    elif isinstance(other, ast.BinOp) and type(other.op) in _COMPUTED:
+        other.op = _COMPUTED[type(other.op)]()
+        yield other
+    elif isinstance(other, ast.BoolOp):
+        other.op = ast.Or() if isinstance(other.op, ast.And) else ast.And()
+        yield other
+    elif isinstance(other, ast.UnaryOp) and isinstance(other.op, ast.Not):
+        yield other.operand
+    elif isinstance(other, ast.Constant) and isinstance(other.value, bool):
+        yield ast.Constant(not other.value)
+    elif isinstance(other, ast.Constant) and isinstance(other.value, int):
+        yield ast.Constant(other.value + 1)
+    elif isinstance(other, ast.IfExp):
+        yield ast.IfExp(ast.UnaryOp(ast.Not(), other.test), other.body, other.orelse)
+    elif isinstance(other, ast.Call) and isinstance(other.func, ast.Name) and other.func.id in _CALLED:
+        other.func.id = _CALLED[other.func.id]
+        yield other
+    elif isinstance(other, ast.If):
+        yield ast.If(ast.UnaryOp(ast.Not(), other.test), other.body, other.orelse)
+    elif isinstance(other, ast.Expr | ast.AugAssign | ast.Delete) and not _is_text(other):
+        yield ast.Pass()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def mutants_of(module: Path) -> list[tuple[int, str, str]]:
+    """(line, what changed, source of the whole module) of every mutant."""
+    text = module.read_text()
+    count = sum(1 for _ in ast.walk(ast.parse(text)))
+    found = []
+    for place in range(count):
+        for way in range(2):
+            tree = ast.parse(text)
+            nodes = list(ast.walk(tree))
+            others = list(changed(nodes[place]))
+            if way >= len(others) or _in_signature(tree, nodes[place]):
+                break
+            before = ast.unparse(nodes[place]).splitlines()[0]
+            _replace(tree, nodes[place], others[way])
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            line = getattr(nodes[place], "lineno", 0)
+            found.append((line, f"{before}  ->  {ast.unparse(others[way]).splitlines()[0]}", source))
+    return found
+
+
+def _in_signature(tree: ast.AST, node: ast.AST) -> bool:
+    """Annotations and decorators are not behaviour."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            parts = [*function.decorator_list, *([function.returns] if function.returns else [])]
+            parts += [argument.annotation for argument in ast.walk(function.args) if getattr(argument, "annotation", 0)]
+            if any(node is inner for part in parts for inner in ast.walk(part)):
+                return True
+        if isinstance(function, ast.AnnAssign) and any(node is inner for inner in ast.walk(function.annotation)):
+            return True
+    return False
+
+
+def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if value is old:
+                setattr(parent, name, new)
+            elif isinstance(value, list) and any(item is old for item in value):
+                value[:] = [new if item is old else item for item in value]
+
+
+def tests_for(module: Path) -> list[list[str]]:
+    """The tests to try one after the other, until one fails."""
+    folder = ROOT / "tests" / module.relative_to(PACKAGE).parent
+    own = folder / f"test_{module.stem.lstrip('_')}.py"
+    laws = [str(ROOT / "tests" / "laws" / "test_laws.py"), str(ROOT / "tests" / "laws" / "test_resume.py")]
+    return [[str(own)]] * own.exists() + [[str(folder), *laws, str(ROOT / "tests" / "contract")]]
+
+
+def notices(module: Path, source: str, timeout: float) -> bool:
+    """Whether the tests fail on this source; in a process of its own that has imported torch and Lightning already."""
+    with TemporaryDirectory() as folder:
+        shutil.copytree(PACKAGE, Path(folder, PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
+        Path(folder, PACKAGE.name, module.relative_to(PACKAGE)).write_text(source)
+        return any(_fails(tests, folder, timeout) for tests in tests_for(module))
+
+
+def _fails(tests: list[str], folder: str, timeout: float) -> bool:
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = folder
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={timeout:g}"]
+        os._exit(int(pytest.main([*options, *tests])))
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) != 0
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True  # it hangs, which a person would notice
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for the tests of one mutant")
+    parser.add_argument("--folders", nargs="*", default=FOLDERS)
+    options = parser.parse_args()
+    modules = [path for folder in options.folders for path in sorted((PACKAGE / folder).glob("*.py"))]
+    everything = [(module, *mutant) for module in modules for mutant in mutants_of(module)]
+    chosen = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
+    known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = {(row["module"], row["line"], row["change"]) for row in known}
+    import torchvision  # noqa: F401 - so that each mutant starts with these imported
+
+    for module, line, change, source in chosen:
+        key = str(module.relative_to(ROOT)), line, change
+        if key not in done:
+            row = dict(zip(("module", "line", "change"), key, strict=True))
+            row["noticed"] = notices(module, source, options.timeout)
+            known.append(row)
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{'noticed ' if row['noticed'] else 'SURVIVED'} {row['module']}:{line}  {change}", flush=True)
+    share = sum(row["noticed"] for row in known) / len(known)
+    print(f"{share:.1%} of {len(known)} mutants are noticed, of {len(everything)} that there are")
+    return 0 if share >= FLOOR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
