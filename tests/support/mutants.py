@@ -67,37 +67,37 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def mutants_of(module: Path) -> list[tuple[int, str, str]]:
-    """(line, what changed, source of the whole module) of every mutant."""
-    text = module.read_text()
-    count = sum(1 for _ in ast.walk(ast.parse(text)))
-    found = []
-    for place in range(count):
-        for way in range(2):
-            tree = ast.parse(text)
-            nodes = list(ast.walk(tree))
-            others = list(changed(nodes[place]))
-            if way >= len(others) or _in_signature(tree, nodes[place]):
-                break
-            before = ast.unparse(nodes[place]).splitlines()[0]
-            _replace(tree, nodes[place], others[way])
-            source = ast.unparse(ast.fix_missing_locations(tree))
-            line = getattr(nodes[place], "lineno", 0)
-            found.append((line, f"{before}  ->  {ast.unparse(others[way]).splitlines()[0]}", source))
-    return found
+Mutant = tuple[Path, int, int]  # module, place of the node in its syntax tree, which of its changes
 
 
-def _in_signature(tree: ast.AST, node: ast.AST) -> bool:
-    """Annotations and decorators are not behaviour."""
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef):
-            parts = [*function.decorator_list, *([function.returns] if function.returns else [])]
-            parts += [argument.annotation for argument in ast.walk(function.args) if getattr(argument, "annotation", 0)]
-            if any(node is inner for part in parts for inner in ast.walk(part)):
-                return True
-        if isinstance(function, ast.AnnAssign) and any(node is inner for inner in ast.walk(function.annotation)):
-            return True
-    return False
+def mutants_of(module: Path) -> list[Mutant]:
+    """Every mutant of a module."""
+    tree = ast.parse(module.read_text())
+    ignored = _signatures(tree)
+    nodes = [(place, node) for place, node in enumerate(ast.walk(tree)) if id(node) not in ignored]
+    return [(module, place, way) for place, node in nodes for way, _ in enumerate(changed(node))]
+
+
+def made(mutant: Mutant) -> tuple[int, str, str]:
+    """(line, what changed, source of the whole module) of a mutant."""
+    module, place, way = mutant
+    tree = ast.parse(module.read_text())
+    node = list(ast.walk(tree))[place]
+    other = list(changed(node))[way]
+    change = f"{ast.unparse(node).splitlines()[0]}  ->  {ast.unparse(other).splitlines()[0]}"
+    _replace(tree, node, other)
+    return getattr(node, "lineno", 0), change, ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _signatures(tree: ast.AST) -> set[int]:
+    """Annotations and decorators: no behaviour."""
+    found: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            found += [*node.decorator_list, *([node.returns] if node.returns else [])]
+        elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            found.append(node.annotation)
+    return {id(inner) for part in found for inner in ast.walk(part)}
 
 
 def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
@@ -158,13 +158,14 @@ def main() -> int:
     parser.add_argument("--folders", nargs="*", default=FOLDERS)
     options = parser.parse_args()
     modules = [path for folder in options.folders for path in sorted((PACKAGE / folder).glob("*.py"))]
-    everything = [(module, *mutant) for module in modules for mutant in mutants_of(module)]
+    everything = [mutant for module in modules for mutant in mutants_of(module)]
     chosen = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(row["module"], row["line"], row["change"]) for row in known}
     import torchvision  # noqa: F401 - so that each mutant starts with these imported
 
-    for module, line, change, source in chosen:
+    for mutant in chosen:
+        module, (line, change, source) = mutant[0], made(mutant)
         key = str(module.relative_to(ROOT)), line, change
         if key not in done:
             row = dict(zip(("module", "line", "change"), key, strict=True))
