@@ -14,7 +14,7 @@ from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.errors import PlanError
 from lightning_freeze.report import plot as picture
 from lightning_freeze.report.timeline import Timeline, stage_members, stage_rates
-from lightning_freeze.stages.stage import metric_name
+from lightning_freeze.stages.naming import metric_name
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
 from lightning_freeze.trainer.session import session_of

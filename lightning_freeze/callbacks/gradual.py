@@ -264,9 +264,12 @@ class GradualUnfreeze(FreezeCallback):
 
     def rows(self, progress: Progress) -> list[Row]:
         return [
-            Row(stage.name, stage.patterns, self._when(place, progress), stage.names)
+            Row(stage.name, stage.patterns, self._when(place, progress), stage.names, self._start(place))
             for place, stage in enumerate(self._bound)
         ]
+
+    def _start(self, place: int) -> Moment | None:
+        return self._moments[place] if self.monitor is None else None
 
     def _when(self, place: int, progress: Progress) -> str:
         if self.monitor is None or place == 0:

@@ -74,7 +74,7 @@ class TaskFreeze(FreezeCallback):
         self._branches, self._idle = {}, {}
         for name, tasks in owners.items():
             self._branches.setdefault(frozenset(tasks), []).append(name)
-        return Binding(labels={name: "+".join(sorted(tasks)) for name, tasks in owners.items()})
+        return Binding(labels={name: "-and-".join(sorted(tasks)) for name, tasks in owners.items()})
 
     @property
     def idles(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,7 @@ from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, as_patterns, select_names
 from lightning_freeze.schedule.moments import Moment, Progress
 from lightning_freeze.stages.discover import discover_stages
+from lightning_freeze.stages.naming import distinct
 from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage, is_named
 
 NextStart = Callable[[Progress], Moment | None]  # of `Policy.next_start`
@@ -95,8 +98,15 @@ class Context:
 
     def _list(self, stages: Stages, owner: str) -> list[Stage]:
         if not isinstance(stages, str | int):
-            return [as_stage(stage, place, owner) for place, stage in enumerate(stages)]
+            return _distinct([as_stage(stage, place, owner) for place, stage in enumerate(stages)], stages)
         limit = None if isinstance(stages, str) else stages
         if limit not in self._discovered:
             self._discovered[limit] = discover_stages(self.model, max_stages=limit)
         return self._discovered[limit]
+
+
+def _distinct(stages: Sequence[Stage], given: Sequence[Any]) -> list[Stage]:
+    """Stages whose name was made from their patterns get one that no stage before them has."""
+    made = {place for place, stage in enumerate(given) if not isinstance(stage, Stage | dict)}
+    names = distinct([stage.name for stage in stages])
+    return [replace(stage, name=names[place]) if place in made else stage for place, stage in enumerate(stages)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_freeze.optim.slots import Placement
+from lightning_freeze.schedule.moments import Moment
 from lightning_freeze.stages.stage import BoundStage
 
 
@@ -92,10 +93,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table at the start: what a policy will do, to what, and when."""
+    """One line of the table at the start: what a policy will do, to what, and when.
+
+    Attributes:
+        start: the moment at which it begins, where that is known; a table marks what lies after the end of the run.
+    """
 
     name: str
     patterns: Sequence[str]
     when: str
     names: Sequence[str]
-    keeps_frozen: bool = False
+    start: Moment | None = None

@@ -16,6 +16,7 @@ from lightning_freeze.engine.context import Context, Discovered
 from lightning_freeze.engine.declarations import Binding, Change, Wants
 from lightning_freeze.engine.frozen_before import check_stages_train
 from lightning_freeze.engine.held_modules import HeldModules
+from lightning_freeze.engine.labels import joined_labels
 from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.records import entry_of, load_entries
 from lightning_freeze.engine.run_view import RunView
@@ -88,7 +89,7 @@ class Reconciler:
             policy.check_optimizers(optimizers)
         words = _labels_by_policy(self.bindings)
         self.factors = _factors(self.bindings)
-        self.labels = {name: "+".join(sorted(set(filter(None, labels)))) for name, labels in words.items()}
+        self.labels = joined_labels(words)
         trains = frozenset[str]().union(*(binding.trains for binding in self.bindings)) & self.can_train
         join_homeless(optimizers, self.index, trains)
         self.optimizers = [

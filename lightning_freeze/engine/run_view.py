@@ -25,6 +25,7 @@ class SlotView:
         factor: factor of the rate.
         names: its parameters, trainable or not.
         lr: the learning rate in the optimizer's group, without the factors of a step.
+        base_lr: the rate without its scheduler: where this starts, or the highest it rises to.
         trains: whether any of its parameters trains.
     """
 
@@ -33,6 +34,7 @@ class SlotView:
     factor: float
     names: Sequence[str]
     lr: float
+    base_lr: float
     trains: bool
 
 
@@ -80,7 +82,15 @@ class RunView:
     def slots(self) -> list[SlotView]:
         """The slots of all optimizers, in order."""
         return [
-            SlotView(place, slot.label, slot.factor, slot.names, float(group["lr"]), bool(group["params"]))
+            SlotView(
+                place,
+                slot.label,
+                slot.factor,
+                slot.names,
+                float(group["lr"]),
+                float(group.get("max_lr", group.get("initial_lr", group["lr"]))),
+                bool(group["params"]),
+            )
             for place, slotted in enumerate(self._slotted)
             for slot, group in zip(slotted.slots, slotted.optimizer.param_groups, strict=True)
         ]

@@ -22,7 +22,7 @@ from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer.run_length import calendar_of
-from lightning_freeze.trainer.session import session_of
+from lightning_freeze.trainer.session import last_moment, session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
 OnChange = Callable[[Any, Any, Reconciler], None]
@@ -255,7 +255,7 @@ class Simulation:
         expected = min(planned, (trainer.max_epochs if trainer.max_epochs != -1 else math.inf) * trainer.batches)
         self.every = max(1, int(expected) // _SAMPLES)
         self._reconcile()
-        table = start_table(self.run.view)
+        table = start_table(self.run.view, last_moment(trainer))
         view = self.run.view
         self.timeline.begin(view, f"{view.index.model_name}: {', '.join(view.deciding)}")
         while (trainer.max_epochs == -1 or trainer.epoch < trainer.max_epochs) and trainer.steps < planned:

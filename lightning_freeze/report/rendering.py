@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from io import StringIO
 
@@ -10,12 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-_WIDTH = 130  # at least, and wherever the output is no terminal
+_UNKNOWN, _WIDEST = 80, 140  # columns where the output is no terminal; more than that nobody reads across
 
 
 def show(text: str) -> None:
     """Print without tearing a progress bar that is on the screen, be it of tqdm or rich."""
     tqdm.write(text)
+
+
+def screen_width() -> int:
+    """Columns of the terminal, or of `COLUMNS`; 80 where the output is a pipe, a file or a notebook."""
+    if not (sys.stdout.isatty() or os.environ.get("COLUMNS")):
+        return _UNKNOWN
+    return max(40, min(shutil.get_terminal_size((_UNKNOWN, 24)).columns, _WIDEST))
 
 
 def value_range(values: Sequence[float], form: str) -> str:
@@ -28,7 +37,7 @@ def value_range(values: Sequence[float], form: str) -> str:
 def render(table: Table) -> str:
     """A table as text without trailing spaces."""
     out = StringIO()
-    Console(file=out, width=max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)).print(table)
+    Console(file=out, width=max(130, screen_width())).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 

@@ -1,148 +1,152 @@
-"""What a user sees: the table at the start, one line at each change."""
+"""What a user sees: the table of a run at its start, and the table of `lightning-freeze stages`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
-from rich import box
-from rich.table import Table
+from collections.abc import Sequence
 
 from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Row
-from lightning_freeze.engine.modes import is_held
 from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.layers import has_statistics
+from lightning_freeze.report.backward import backward_remarks
+from lightning_freeze.report.grid import RULE, Column, grid, paragraph
 from lightning_freeze.report.remarks import run_remarks
-from lightning_freeze.report.rendering import render, value_range
+from lightning_freeze.report.rendering import screen_width, value_range
+from lightning_freeze.report.start_rows import Facts, Part, grouped, parts_of
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.naming import ranges
 from lightning_freeze.stages.stage import BoundStage
 
-
-def start_table(run: RunView) -> str:
-    """The table of stages, and what is worth a remark."""
-    table = Table(title=f"lightning_freeze: {run.index.model_name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    table.add_column("stage", no_wrap=True)
-    table.add_column("patterns", overflow="fold", min_width=14)
-    table.add_column("when", min_width=12, overflow="fold")
-    for heading in ("parameters", "share", "trainable\nnow", "lr", "factor"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("norm\nlayers", no_wrap=True)
-    table.add_column("frozen by", overflow="fold", min_width=15)
-    rows = run.rows
-    for row in rows:
-        table.add_row(*_cells(run, row))
-    if rest := _rest(run, rows):
-        table.add_row(*_cells(run, Row(*_name_of_rest(run), rest)))
-    table.add_section()
-    table.add_row(*_cells(run, Row("all", (), "", list(run.index.parameters))))
-    return "\n".join(
-        [
-            render(table),
-            *_remarks(run),
-            *run_remarks(run),
-            *(line for policy in run.policies for line in policy.remarks()),
-        ]
-    )
+_COLUMNS = [
+    Column("stage"),
+    Column("when"),
+    Column("parameters", right=True),
+    Column("share", right=True),
+    Column("now", yields=1, told=False),  # the title says how much trains
+    Column("base lr", right=True),
+    Column("factor", right=True, yields=3, told=False),  # the rates have it in them
+    Column("norm\nlayers", yields=2),
+    Column("frozen by", yields=4),
+    Column("patterns", yields=5),
+]
+_TRIGGER, _REPEATED = 24, 16  # longer triggers stand below the table; of those that several rows share, shorter ones
 
 
-def _rest(run: RunView, rows: Sequence[Row]) -> list[str]:
-    named = {name for row in rows for name in row.names}
-    return [name for name in run.index.parameters if name not in named] if rows else []
+def start_table(run: RunView, end: Progress | None = None, width: int | None = None) -> str:
+    """The table of stages, and what is worth a remark.
+
+    Args:
+        run: the run at its start.
+        end: the last moment of the run, so that rows which lie after it are marked; None when it is not known.
+        width: characters in a line; None: those of the screen.
+    """
+    parts, facts = grouped(parts_of(run, end)), Facts(run)
+    shares = percentages([facts.size(part.names) for part in parts])
+    rows = [_cells(run, part, share, facts) for part, share in zip(parts, shares, strict=True)]
+    rows += [RULE, _cells(run, Part("all", list(run.index.parameters)), "100.0%", facts)]
+    beside = [_beside(run, row, facts) for row in _unlabelled(run, parts)]
+    rows += [RULE, *beside] if beside else []
+    notes = _shorten_triggers(rows)
+    if any(part.late for part in parts):
+        notes.append("! begins after the end of the run")
+    trains = facts.size(run.trainable)
+    total = facts.size(facts.sizes)
+    name, width = run.index.model_name, width or screen_width()
+    title = f"lightning_freeze: {name}, {trains:,} of {total:,} parameters ({trains / (total or 1):.1%}) train now"
+    of_policies = [line for policy in run.policies for line in policy.remarks()]
+    remarks = [*notes, *backward_remarks(run), *run_remarks(run), *of_policies]
+    wrapped = [line for text in remarks for remark in text.splitlines() for line in paragraph(remark, width)]
+    return "\n".join([*paragraph(title, width), grid(_COLUMNS, rows, width), *wrapped])
 
 
-def stages_table(context: Context, bound: Sequence[BoundStage]) -> str:
-    """The table of `lightning-freeze stages`: name, parameters, share, normalisation layers; head first."""
+def percentages(sizes: Sequence[int]) -> list[str]:
+    """Shares of the sum with one digit after the point that add up to 100.0%: the largest remainders round up."""
+    total = sum(sizes) or 1
+    tenths = [size * 1000 // total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda place: -(sizes[place] * 1000 % total))
+    for place in order[: 1000 - sum(tenths)] if sum(sizes) else []:
+        tenths[place] += 1
+    return [f"{tenth / 10:.1f}%" for tenth in tenths]
+
+
+def _cells(run: RunView, part: Part, share: str, facts: Facts) -> list[str]:
+    size, trains = facts.size(part.names), facts.size(run.trainable.intersection(part.names))
+    now = "trains" if trains == size else "frozen" if not trains else f"{trains / size:.0%}"
+    slots = facts.slots(part.names) if part.when else []  # not of all together
+    rates, factors = sorted({slot.base_lr for slot in slots}), sorted({slot.factor for slot in slots})
+    return [
+        part.name,
+        part.when + (" !" if part.late else ""),
+        f"{size:,}",
+        share,
+        now if part.when else "",
+        value_range(rates, ".2e") if part.when else "",
+        value_range(factors, ".3g") if part.when and facts.has_factors else "",
+        _norms(*facts.norms(part.names)),
+        ", ".join(facts.frozen_by(part.names)) if part.when else "",
+        " ".join(part.patterns),
+    ]
+
+
+def _unlabelled(run: RunView, parts: Sequence[Part]) -> list[Row]:
+    """Rows of policies that have no stages, and are not parts themselves: what they hold or freeze lies across."""
+    shown = {part.name for part in parts}
+    return [
+        row
+        for policy, binding in zip(run.policies, run.bindings, strict=True)
+        if not binding.labels
+        for row in policy.rows(run.progress)
+        if row.name not in shown
+    ]
+
+
+def _beside(run: RunView, row: Row, facts: Facts) -> list[str]:
+    size = facts.size(row.names)
+    norms = facts.norms(row.names or run.index.parameters)
+    patterns = " ".join(ranges(row.patterns))
+    return [row.name, row.when, f"{size:,}" if size else "", "", "", "", "", _norms(*norms), "", patterns]
+
+
+def _norms(count: int, held: int) -> str:
+    if not count:
+        return ""
+    return f"{count} eval" if held == count else f"{count} train" if not held else f"{count} ({held} eval)"
+
+
+def _shorten_triggers(rows: Sequence[list[str]]) -> list[str]:
+    """Replace long triggers by (a), (b), ... in place; the notes that say what they are."""
+    texts = [row[1].removesuffix(" !") if row else "" for row in rows]
+    longest = dict.fromkeys(text for text in texts if len(text) > (_REPEATED if texts.count(text) > 1 else _TRIGGER))
+    keys = {text: f"({chr(ord('a') + place % 26)})" for place, text in enumerate(longest)}
+    for row, text in zip(rows, texts, strict=True):
+        if text in keys:
+            row[1] = row[1].replace(text, keys[text])
+    return [f"{key} {text}" for text, key in keys.items()]
+
+
+def stages_table(context: Context, bound: Sequence[BoundStage], width: int | None = None) -> str:
+    """The table of `lightning-freeze stages`: name, parameters, share, normalisation layers; head first.
+
+    Args:
+        context: of the model.
+        bound: its stages.
+        width: characters in a line; None: those of the screen.
+    """
     index = context.index
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("patterns", overflow="fold")
-    for heading in ("parameters", "share", "norm layers"):
-        table.add_column(heading, justify="right")
-    total = sum(parameter.numel() for parameter in index.parameters.values())
     layers = {
         id(span.module): span for span in index.spans if has_statistics(span.module)
     }.values()  # a shared one once
-    for stage in bound:
-        size = sum(index.parameters[name].numel() for name in stage.names)
-        norms = sum(not set(index.under(span.name)).isdisjoint(stage.names) for span in layers)
-        patterns = "" if stage.patterns == (stage.name,) else "\n".join(stage.patterns)
-        table.add_row(stage.name, patterns, f"{size:,}", f"{size / (total or 1):.1%}", str(norms or "-"))
-    return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{render(table)}"
-
-
-def _name_of_rest(run: RunView) -> tuple[str, tuple[str, ...], str]:
-    staged = any(binding.trains and binding.labels for binding in run.bindings)
-    return ("in no stage", (), "never") if staged else ("all others", (), "always")
-
-
-def _cells(run: RunView, row: Row) -> list[str]:
-    sizes = {name: run.index.parameters[name].numel() for name in row.names}
-    trainable = sum(size for name, size in sizes.items() if name in run.trainable)
-    total = sum(parameter.numel() for parameter in run.index.parameters.values()) or 1
-    rates, factors = _rates(run, row.names) if row.when else ("", "")
-    return [
-        row.name,
-        "" if list(row.patterns) == [row.name] else "\n".join(row.patterns),
-        row.when,
-        f"{sum(sizes.values()):,}",
-        f"{sum(sizes.values()) / total:.1%}",
-        f"{trainable:,}",
-        rates,
-        factors,
-        _norms(run, set(row.names) or set(run.index.parameters)) if row.names or row.when else "-",
-        _frozen_by(run, row.names),
-    ]
-
-
-def _rates(run: RunView, names: Collection[str]) -> tuple[str, str]:
-    """The rates and factors of the slots that hold these parameters."""
-    wanted = set(names)
-    found = [(slot.lr, slot.factor) for slot in run.slots if wanted.intersection(slot.names)]
-    rates, factors = sorted({rate for rate, _ in found}), sorted({factor for _, factor in found})
-    return value_range(rates, ".2e"), value_range(factors, ".3g")
-
-
-def _norms(run: RunView, names: Collection[str]) -> str:
-    layers = {id(span.module): span for span in run.index.spans if has_statistics(span.module)}.values()
-    mine = [span.module for span in layers if set(run.index.entries[span.start : span.stop]) & set(names)]
-    held = sum(is_held(layer) or not layer.training for layer in mine)
-    if not mine:
-        return "-"
-    return f"{len(mine)} " + ("eval" if held == len(mine) else "train" if not held else f"({held} eval)")
-
-
-def _frozen_by(run: RunView, names: Collection[str]) -> str:
-    frozen = set(names) - run.trainable
-    titles = [
-        policy.title for policy, want in zip(run.policies, run.wants, strict=True) if not frozen.isdisjoint(want.frozen)
-    ]
-    if not run.can_train.issuperset(frozen):
-        titles.append("you, before the fit")
-    return "\n".join(dict.fromkeys(titles))
-
-
-def _remarks(run: RunView) -> list[str]:
-    """Whether the backward pass runs through frozen layers, as far as the order of the layers is known."""
-    order = _from_input(run)
-    first = next((place for place, name in enumerate(order) if name in run.trainable), len(order))
-    behind = [name for name in order[first:] if name not in run.trainable and name in run.can_train]
-    if not behind:
-        return []
-    module = order[first].rpartition(".")[0] or order[first]
-    return [
-        f"The backward pass still runs through {len(behind)} frozen parameters (from {behind[0]} on), because {module} "
-        "before them trains."
-    ]
-
-
-def _from_input(run: RunView) -> list[str]:
-    """Parameters from the input to the head: by the stages where there are any, else in order of registration."""
-    staged = [
-        row
-        for policy, binding in zip(run.policies, run.bindings, strict=True)
-        for row in (policy.rows(run.progress) if binding.trains else ())
-        if row.name in binding.labels.values()
-    ]
-    if staged:
-        return [name for row in reversed(staged) for name in row.names]
-    return list(run.index.parameters)
+    of_layer: dict[str, list[int]] = {}
+    for place, span in enumerate(layers):
+        for name in index.under(span.name):
+            of_layer.setdefault(name, []).append(place)
+    sizes = [sum(index.parameters[name].numel() for name in stage.names) for stage in bound]
+    rows = []
+    for stage, size, share in zip(bound, sizes, percentages(sizes), strict=True):
+        norms = len({place for name in stage.names for place in of_layer.get(name, ())})
+        patterns = "" if stage.patterns == (stage.name,) else " ".join(ranges(stage.patterns))
+        rows.append([stage.name, f"{size:,}", share, str(norms or "-"), patterns])
+    total = sum(parameter.numel() for parameter in index.parameters.values())
+    columns = [Column("stage"), Column("parameters", True), Column("share", True), Column("norm layers", True)]
+    table = grid([*columns, Column("patterns", yields=1)], rows, width or screen_width())
+    return f"{index.model_name}: {len(bound)} stages, {total:,} parameters, head first\n{table}"

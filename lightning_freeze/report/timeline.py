@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_freeze.engine.run_view import RunView
 
+REST = "rest"  # the name of what is in no stage
 _SAMPLES = 800  # kept at most; of a longer run every second one, every fourth, ...
 
 
@@ -99,13 +100,15 @@ class Timeline:
 
 
 def stage_members(run: RunView) -> dict[str, list[str]]:
-    """Stage -> its parameters, the stage that trains first in front; those of no stage are 'rest'."""
-    rows = [row.name for row in run.rows]
-    found: dict[str, list[str]] = {name: [] for name in rows if name in run.labels.values()}
+    """Stage -> its parameters, the stage that trains first in front; those of no stage are the rest, at the end."""
+    ordered = dict.fromkeys(run.labels.get(name, "") for row in run.rows for name in row.names)
+    found: dict[str, list[str]] = {label: [] for label in ordered if label}
+    rest: list[str] = []
     for name in reversed(run.index.parameters):
-        found.setdefault(run.labels.get(name, "rest"), []).append(name)
-    if "rest" in found and len(found) > 1:
-        found["rest"] = found.pop("rest")  # to the end
+        label = run.labels.get(name, "")
+        (found.setdefault(label, []) if label else rest).append(name)
+    if rest:
+        found[REST if REST not in found else f"{REST} (in no stage)"] = rest
     return {stage: names for stage, names in found.items() if names}
 
 
@@ -123,7 +126,7 @@ def stage_rates(run: RunView, rates: Sequence[Sequence[float]]) -> dict[str, flo
     """
     found: dict[str, float | None] = dict.fromkeys(stage_names(run))
     for slot, rate in zip(run.slots, [rate for used in rates for rate in used], strict=True):
-        label = slot.label or "rest"
+        label = slot.label or REST
         if slot.trains and label in found:
             found[label] = max(found[label] or 0.0, rate)
     return found

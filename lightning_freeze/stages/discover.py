@@ -10,8 +10,9 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex, check_initialized
 from lightning_freeze.stages.blocks import units_of
 from lightning_freeze.stages.levels import levels_of
+from lightning_freeze.stages.naming import stage_name
 from lightning_freeze.stages.patterns_for import patterns_for
-from lightning_freeze.stages.stage import Stage, metric_name
+from lightning_freeze.stages.stage import Stage
 from lightning_freeze.stages.units import Level, balance, join
 from lightning_freeze.stages.usage import Usage, record_usage
 
@@ -77,7 +78,7 @@ def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: Mo
     names: list[str] = []
     for level, listed in zip(levels, patterns, strict=True):
         whole = len(listed) == 1 and listed[0] in index.modules
-        name = metric_name(listed[0] if whole else _range(level.labels))
+        name = stage_name(listed) if whole else _range([stage_name([label]) for label in level.labels])
         while name in names:
             name += "_"
         names.append(name)

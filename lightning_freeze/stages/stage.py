@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
@@ -10,18 +9,7 @@ from typing import Any, TypeGuard
 from lightning_freeze import arguments
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.patterns import as_patterns, as_strings
-
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
-
-
-def metric_name(name: str) -> str:
-    """A name made of what every logger accepts in the name of a metric: letters, digits, `_`, `.` and `-`.
-
-    Example:
-        >>> metric_name("model.layer?.*+2")
-        'model.layer_._2'
-    """
-    return _UNFIT.sub("_", name)
+from lightning_freeze.stages.naming import stage_name
 
 
 @dataclass(frozen=True)
@@ -161,4 +149,4 @@ def as_stage(stage: Any, place: int, owner: str) -> Stage:
     as_patterns(patterns, f"{owner} stage {place}")
     if not patterns:
         raise PlanError(f"{owner} stage {place} has no patterns")
-    return Stage(patterns[0] if len(patterns) == 1 else f"{patterns[0]}+{len(patterns) - 1}", patterns)
+    return Stage(stage_name(patterns), patterns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -147,7 +148,7 @@ class Session:
         self.next_step = self.reconciler.next_step()
         if not self._announced:
             self._announced = True
-            self._print(trainer, start_table(self.reconciler.view))
+            self._print(trainer, start_table(self.reconciler.view, last_moment(trainer)))
         elif change:
             self._print(trainer, change_line(self.reconciler.view, change))
         return change
@@ -270,6 +271,18 @@ def _rebuild(strategy: Any, unused: bool) -> bool:
     if hasattr(strategy, "_pl_static_graph_delay_done"):
         strategy._pl_static_graph_delay_done = False  # Lightning prepares a static graph once per reducer
     return rebuild(strategy.model, unused=unused)
+
+
+def last_moment(trainer: Trainer) -> Progress | None:
+    """Where the run will be in its last step; None for one without an end, or that ends early by design."""
+    if _is_trial(trainer) or (trainer.max_epochs in (None, -1) and trainer.max_steps == -1):
+        return None
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if not (math.isfinite(steps) and math.isfinite(batches)) or batches < 1:
+        return None
+    epochs = math.ceil(steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    several = not trainer.lightning_module.automatic_optimization  # then a batch can be several steps
+    return Progress(max(epochs - 1, 0), sys.maxsize if several else int(steps) - 1, int(steps))
 
 
 def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:

@@ -242,7 +242,7 @@ def test_what_the_run_would_fail_on_is_said_in_one_message(
         ({"model__only_stem": True}, r"'mid\.0\.weight' \(5 parameters in all\) is trainable and in no group"),
         ({"model": {"class_path": "previewed.Broken"}}, r"division by zero"),
         ({"model": {"class_path": "previewed.Nett"}}, r"Nett"),
-        ({"model": {"class_path": "nowhere.Net"}}, r"No module named 'nowhere'"),
+        ({"model": {"class_path": "nowhere.Net"}}, r"there is no module 'nowhere'"),
         ({"model": {"lr": 3}}, r"names no model.*\n.*--model pkg.mod:Model"),
         ({"model__rate": 3}, r"'rate' is not accepted"),
     ],
