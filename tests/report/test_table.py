@@ -124,7 +124,7 @@ def test_a_thousand_stages_make_a_short_table_in_less_than_a_second() -> None:
     start = time.process_time()
     text = start_table(run.view, width=80)
     assert time.process_time() - start < 1
-    assert len(text.splitlines()) < 35
+    assert len(text.partition("\nall ")[0].splitlines()) < 30
     assert sum(shares(text)) == pytest.approx(100)
     assert re.search(r"^block\d+-\d+ \(\d+\) +epoch \d+ to \d+", text, flags=re.MULTILINE)
     run.close()
