@@ -296,7 +296,7 @@ def test_stages_freeze_beside_it_and_everything_is_put_back() -> None:
     assert moved(before, tensors(model)) == set(before) - {"in_b.0.bias"}
     assert all(parameter.requires_grad for parameter in model.parameters())
     names = [group["name"] for group in running.optimizers[0].param_groups]
-    assert sorted(names) == ["a+in_a+1", "a+out_a+1", "b+in_a+1", "b+out_a+1", "trunk"]
+    assert sorted(names) == [*(f"{task}-and-{part}_a-and-1-more" for task in "ab" for part in ("in", "out")), "trunk"]
 
 
 class Manual(TwoTasks):
