@@ -1,0 +1,56 @@
+"""One session per fit, shared by all callbacks, gone afterwards."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from helpers import STAGES, Batches, Net, Spy, fit, trainer
+
+from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR, PlanError, ResumeError
+from lightning_freeze.trainer.session import Session, last_session, session_of
+
+
+def test_all_callbacks_of_a_fit_share_one_session_and_the_next_fit_has_another() -> None:
+    seen = Spy("on_train_start", lambda running, _: session_of(running))
+    running = trainer([GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5), seen], 3)
+    running.fit(Net(), Batches(2), Batches(1))
+    running.fit_loop.max_epochs = 4
+    running.fit(Net(), Batches(2), Batches(1))
+    first, second = seen.seen
+    assert first is not second
+    assert first.over
+    assert last_session(running) is second
+
+
+def test_views_and_rates_are_of_the_run_that_is_going_on() -> None:
+    def look(running: Any, _: Any) -> Any:
+        session = session_of(running)
+        return len(session.view().trainable), session.updates().rates()
+
+    seen = Spy("on_train_batch_end", look)
+    fit(Net(), [FreezeLayers(["stem", "mid"], verbose=False), seen], epochs=1, steps=1)
+    assert seen.seen == [(2, [[0.1]])]
+
+
+def test_a_session_is_left_behind_by_copies() -> None:
+    seen = Spy("on_train_start", lambda running, _: session_of(running))
+    fit(Net(), [FreezeLayers("stem", verbose=False), seen], epochs=1)
+    session = seen.seen[0]
+    assert isinstance(session, Session)
+    assert copy.deepcopy(session) is None
+    assert pickle.loads(pickle.dumps(session)) is None
+
+
+def test_a_run_without_end_has_no_fractions() -> None:
+    with pytest.raises(PlanError, match=r"(?s)has no end.*max_epochs"):
+        fit(Net(), [GradualUnfreeze(STAGES, at=[0, 0.2, 0.4])], epochs=-1)
+
+
+def test_a_checkpoint_without_these_callbacks_says_which_are_missing() -> None:
+    seen = Spy("on_train_start", lambda running, _: session_of(running))
+    fit(Net(), [FreezeLayers("stem", verbose=False), LayerwiseLR(multipliers={"head": 0.5}), seen], epochs=1)
+    with pytest.raises(ResumeError, match=r"without FreezeLayers, LayerwiseLR.*\n.*weights only"):
+        seen.seen[0].load({})
