@@ -11,6 +11,7 @@ from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR as LayerAd
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR as LayerwiseLR
 from lightning_freeze.callbacks.progressive import ProgressiveFreeze as ProgressiveFreeze
 from lightning_freeze.callbacks.rotating import RotatingUnfreeze as RotatingUnfreeze
+from lightning_freeze.callbacks.slim_checkpoint import SlimCheckpoint as SlimCheckpoint
 from lightning_freeze.callbacks.stage_schedule import StageSchedule as StageSchedule
 from lightning_freeze.callbacks.task_freeze import TaskFreeze as TaskFreeze
 from lightning_freeze.engine.reconciler import Reconciler as Reconciler
@@ -26,6 +27,7 @@ from lightning_freeze.functional import freeze as freeze
 from lightning_freeze.functional import param_groups as param_groups
 from lightning_freeze.functional import unfreeze as unfreeze
 from lightning_freeze.model.fingerprint import fingerprint as fingerprint
+from lightning_freeze.model.first_bits import merge_checkpoint as merge_checkpoint
 from lightning_freeze.model.patterns import select as select
 from lightning_freeze.preview.step_cost import Cost as Cost
 from lightning_freeze.preview.step_cost import cost as cost

@@ -1,0 +1,154 @@
+"""Checkpoints without the tensors that still have their first bits, and how those come back.
+
+The bits that a tensor had when the first fit began are known by its fingerprint. A slim checkpoint keeps the
+fingerprint in place of the tensor; whoever loads it has the tensor already, in the module as it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.errors import ResumeError
+from lightning_freeze.model.fingerprint import hashes_of
+
+KEY = "lightning_freeze_slim"  # of the checkpoint
+_SMALLEST = 64  # elements of a tensor that is looked for beside the weights
+_NEVER = (KEY, "state_dict", "optimizer_states")
+
+FirstBits = dict[str, tuple[int, str]]  # name in the state_dict -> fingerprint and dtype
+
+
+def first_bits(state: Mapping[str, Any]) -> FirstBits:
+    """The fingerprints of a `state_dict`, as it is now."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
+    hashes = hashes_of(tensors)
+    return {name: (hashes[name], str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
+
+
+def slim(checkpoint: Mapping[str, Any], first: FirstBits) -> dict[str, Any]:
+    """The same checkpoint without tensors that have first bits; as it was where there are none.
+
+    Args:
+        checkpoint: of Lightning, with "state_dict"; it is not changed.
+        first: the fingerprints of the start, by names in the state_dict.
+    """
+    state = checkpoint["state_dict"]
+    known = {name: value for name, value in state.items() if name in first and isinstance(value, Tensor)}
+    now = first_bits(known)
+    left = [name for name in known if now[name] == tuple(first[name])]
+    places = {bits: name for name, bits in first.items()}
+    others = {key: value for key, value in checkpoint.items() if key not in _NEVER}
+    candidates = {str(place): tensor for place, (_, tensor) in enumerate(_leaves(others, ()))}
+    found = first_bits({k: t for k, t in candidates.items() if t.numel() >= _SMALLEST})
+    copies = [
+        (list(path), places[found[str(place)]])
+        for place, (path, _) in enumerate(_leaves(others, ()))
+        if found.get(str(place)) in places
+    ]
+    if not left and not copies:
+        return dict(checkpoint)
+    gone = set(left)
+    slimmed = {**checkpoint, "state_dict": {name: value for name, value in state.items() if name not in gone}}
+    for path, _ in copies:
+        slimmed = _replaced(slimmed, path, lambda _: None)
+    used = dict.fromkeys([*left, *(name for _, name in copies)])
+    slimmed[KEY] = {"first": {name: first[name] for name in used}, "left_out": left, "copies": copies}
+    return slimmed
+
+
+def fill(checkpoint: dict[str, Any], state: Mapping[str, Any], of: str) -> None:
+    """Put back what a slim checkpoint left out, in place; nothing happens to a full one.
+
+    Args:
+        checkpoint: as loaded.
+        state: the `state_dict` of the module as built.
+        of: what was built, for the error.
+
+    Raises:
+        ResumeError: a tensor has other bits than the first fit began with, or is not there.
+    """
+    if KEY not in checkpoint:
+        return
+    record = checkpoint.pop(KEY)
+    tensors = _checked(record["first"], state, of)
+    kept = checkpoint["state_dict"]
+    gone = {name: tensors[name] for name in record["left_out"]}
+    order = [name for name in state if name in gone or name in kept]
+    checkpoint["state_dict"] = {
+        name: gone[name] if name in gone else kept[name] for name in dict.fromkeys([*order, *kept])
+    }
+    for path, name in record["copies"]:
+        value = tensors[name].clone()  # the module's own is written over soon
+        checkpoint.update(_replaced(checkpoint, path, lambda _, value=value: value))
+
+
+def _checked(first: Mapping[str, Any], state: Mapping[str, Any], of: str) -> dict[str, Tensor]:
+    """The tensors of a module as built that a slim checkpoint refers to."""
+    tensors: dict[str, Tensor] = {}
+    for name, (_, dtype) in first.items():
+        if not isinstance(state.get(name), Tensor):
+            raise ResumeError(
+                f"the checkpoint leaves out '{name}', which {of} does not have.\n"
+                "  Build the module that the first fit began with"
+            )
+        tensors[name] = state[name].detach().to(getattr(torch, dtype))
+    now = first_bits(tensors)
+    other = [name for name in first if now[name][0] != first[name][0]]
+    if other:
+        raise ResumeError(
+            f"the checkpoint leaves out what had not changed since the first fit began, and '{other[0]}' "
+            f"({len(other)} of {len(first)} tensors) of {of} has other values.\n"
+            "  Build the module with the pretrained weights that the first fit began with"
+        )
+    return tensors
+
+
+def merge_checkpoint(slim: Mapping[str, Any] | str | Path, model: nn.Module) -> dict[str, Any]:
+    """A full checkpoint from a slim one and the module that its first fit began with.
+
+    Args:
+        slim: what `torch.load` gives of a checkpoint that was written with `SlimCheckpoint`, or its path. A full
+            checkpoint is returned as it is.
+        model: the module as it was built for the first fit, before any training.
+
+    Raises:
+        ResumeError: the module has other values than the first fit began with.
+
+    Example:
+        >>> merge_checkpoint({"state_dict": {"weight": torch.ones(1)}}, nn.Linear(1, 1))["state_dict"]
+        {'weight': tensor([1.])}
+    """
+    if isinstance(slim, str | Path):
+        slim = torch.load(slim, map_location="cpu", weights_only=True)
+    merged = dict(slim)
+    left = set(merged.get(KEY, {}).get("left_out", ()))
+    fill(merged, model.state_dict(), type(model).__name__)
+    state = merged["state_dict"]
+    merged["state_dict"] = {name: value.clone() if name in left else value for name, value in state.items()}
+    return merged
+
+
+def _leaves(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Tensors in dicts and lists, with the keys that lead to them."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, key))
+    elif isinstance(tree, list):
+        for key, value in enumerate(tree):
+            yield from _leaves(value, (*path, key))
+
+
+def _replaced(tree: Any, path: list[Any], change: Callable[[Any], Any]) -> Any:
+    """A copy of nested dicts and lists with another value at a path."""
+    if not path:
+        return change(tree)
+    copied = list(tree) if isinstance(tree, list) else dict(tree)
+    copied[path[0]] = _replaced(tree[path[0]], path[1:], change)
+    return copied
