@@ -1,7 +1,7 @@
 """Five ways to unfreeze in stages, in one run on the same work: what is right about each, and what it costs.
 
     python benchmarks/peers.py [--json FILE]     # measure: 2 processes with gloo, then one; some minutes
-    python benchmarks/peers.py --readme          # write the README's table from the JSON, measuring nothing
+    python benchmarks/peers.py --readme          # write the table of evidence.md from the JSON, measuring nothing
 
 finetuning-scheduler takes part where it is installed (`pip install finetuning-scheduler`). What users of each write
 is in peers_work.py, how it is measured in peers_measure.py.
@@ -115,8 +115,8 @@ ROWS: dict[str, Callable[[Figures], str]] = {
         if "error" in p["ddp"]
         else _verdict("equal", "drift apart")(p["ddp"]["apart"])
     ),
-    "gradients sent by DDP per stage, kB": lambda p: (
-        "-" if "error" in p["ddp"] else ", ".join(f"{sent / 1000:.0f}" for sent in p["ddp"]["sent_bytes"])
+    "gradients sent by DDP per stage": lambda p: (
+        "-" if "error" in p["ddp"] else ", ".join(f"{sent / 1000:.0f} kB" for sent in p["ddp"]["sent_bytes"])
     ),
     "weights after a resume": lambda p: _verdict("identical", "differ")(p["resumed_apart"]),
     "statistics of frozen BatchNorm": lambda p: _verdict("still", "move")(p["norm_drift"]["statistics"]),
@@ -125,8 +125,8 @@ ROWS: dict[str, Callable[[Figures], str]] = {
     "rates under one schedule over the run": lambda p: p.get("schedule", _rates(p)),
     "step time per stage": lambda p: _percent(p["step_ratio"]),
     "memory for backward per stage": lambda p: _percent(p["saved_ratio"]),
-    "one change of stage, CPU ms": lambda p: f"{p['change_ms']:.0f}" if p["change_ms"] >= 1 else "under 1",
-    "lines a user writes": lambda p: str(p["lines"]),
+    "one change of stage, CPU time": lambda p: f"{p['change_ms']:.0f} ms" if p["change_ms"] >= 1 else "under 1 ms",
+    "lines a user writes": lambda p: f"{p['lines']} lines",
 }
 
 
@@ -147,17 +147,17 @@ def table(found: Figures) -> str:
         "the rest) of two epochs each, every stage at half the rate of the one above it; what users of each write is "
         "in `benchmarks/peers_work.py`. Time and memory are shares of full training, with noise of some percent in the "
         "times. A rate is compared at every step with factor x the schedule of a run without stages: "
-        "BackboneFinetuning sets the backbone's by a rule of its own, here constant; finetuning-scheduler's are "
-        "those that a stage starts with, here factor x the first rate of the run."
+        "BackboneFinetuning computes the backbone's rate itself (here a constant). For finetuning-scheduler, rates are "
+        "compared with the rate at which a stage starts, here factor x the first rate of the run."
     )
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + f"\n\n{about}\n"
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure and write the JSON, or write the README from it."""
+    """Measure and write the JSON, or write the evidence page from it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=HERE / "peers.json")
-    parser.add_argument("--readme", action="store_true", help="write the README's table, measuring nothing")
+    parser.add_argument("--readme", action="store_true", help="write the table of the page, measuring nothing")
     parser.add_argument("--ddp", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     torch.set_num_threads(1)

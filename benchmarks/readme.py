@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+EVIDENCE = Path(__file__).parents[1] / "examples" / "docs" / "evidence.md"
 
 
 def replaced(text: str, name: str, block: str, option: str = "--readme") -> str:
@@ -23,6 +23,6 @@ def replaced(text: str, name: str, block: str, option: str = "--readme") -> str:
     return new
 
 
-def write(name: str, block: str, page: Path = README, option: str = "--readme") -> None:
+def write(name: str, block: str, page: Path = EVIDENCE, option: str = "--readme") -> None:
     """Put it there."""
     page.write_text(replaced(page.read_text(), name, block, option))

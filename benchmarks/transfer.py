@@ -193,7 +193,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="train on all training data, not on a few examples")
     parser.add_argument("--quick", action="store_true", help="one epoch on next to nothing; writes only with --json")
     parser.add_argument("--json", type=Path, help="default: transfer.json beside this file")
-    parser.add_argument("--readme", action="store_true", help="write the README's table from the JSON, running nothing")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the table of the page from the JSON, running nothing"
+    )
     return parser.parse_args(given)
 
 

@@ -66,6 +66,11 @@ def _accuracy(row: Run) -> str:
     return f"{row['mean']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
 
 
+def _percent(row: Run) -> str:
+    spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+    return f"{100 * row['mean']:.1f}{spread}%"
+
+
 def tables(rows: Sequence[Run]) -> list[Table]:
     """The summary for the screen, a table per task and training data, and a line per arm."""
     shown = []
@@ -82,15 +87,15 @@ def tables(rows: Sequence[Run]) -> list[Table]:
 
 
 def markdown(rows: Sequence[Run], sentences: Sequence[str]) -> str:
-    """The same for the README, with what is said about it: a line per arm, and columns for each amount of data."""
+    """The same for evidence.md, with what is said about it: a line per arm, columns for each amount of data."""
     regimes = [regime for regime in REGIMES if any(row["regime"] == regime for row in rows)]
     by_arm: dict[tuple[str, str, float], dict[str, Run]] = {}
     for row in rows:
         by_arm.setdefault((row["task"], row["arm"], row["lr"]), {})[row["regime"]] = row
-    lines = [["task", "arm", "lr", *(f"{what}, {regime}" for regime in regimes for what in ("accuracy", "CPU s"))]]
+    lines = [["task", "arm", "lr", *(f"{what}, {regime}" for regime in regimes for what in ("accuracy", "CPU time"))]]
     lines.append(["---"] * len(lines[0]))
     for (task, arm, lr), found in by_arm.items():
-        pairs = ((_accuracy(row), f"{row['cpu_s']:.0f}") if (row := found.get(one)) else ("", "") for one in regimes)
+        pairs = ((_percent(row), f"{row['cpu_s']:.0f} s") if (row := found.get(one)) else ("", "") for one in regimes)
         lines.append([task, arm, f"{lr:g}", *chain.from_iterable(pairs)])
     return "\n".join(
         [*("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {line}" for line in sentences), ""]

@@ -46,8 +46,9 @@ def entry(name: str, thing: object) -> Iterator[str]:
 def signature(name: str, thing: object) -> str:
     """The call with its defaults, without types: these are in the source, the units in the text."""
     found = inspect.signature(thing)  # type: ignore[arg-type]
-    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in found.parameters.values()]
-    shown = f"{name}({', '.join(map(str, plain))})"
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in found.parameters.values()]
+    plain = [re.sub(r"=<function .*>$", "=...", str(parameter)) for parameter in bare]
+    shown = f"{name}({', '.join(plain)})"
     return shown if len(shown) <= 110 else f"{name}(\n" + "".join(f"    {parameter},\n" for parameter in plain) + ")"
 
 

@@ -152,11 +152,13 @@ class Facts:
         found = [self._modules[key] for key in {key for name in names for key in self._norms.get(name, ())}]
         return len(found), sum(is_held(layer) or not layer.training for layer in found)
 
-    def frozen_by(self, names: Collection[str]) -> list[str]:
+    def frozen_by(self, names: Collection[str], *, by_policies: bool = True) -> list[str]:
         """The policies that freeze any of them now without having a row for it, and the user."""
         frozen = set(names) - self._run.trainable
         found = [
-            title for title, others in zip(self._titles, self._others, strict=True) if not frozen.isdisjoint(others)
+            title
+            for title, others in zip(self._titles, self._others, strict=True)
+            if by_policies and not frozen.isdisjoint(others)
         ]
         return found + ([] if self._run.can_train.issuperset(frozen) else ["you, before the fit"])
 

@@ -83,7 +83,7 @@ def _cells(run: RunView, part: Part, share: str, facts: Facts) -> list[str]:
         value_range(rates, ".2e") if part.when else "",
         value_range(factors, ".3g") if part.when and facts.has_factors else "",
         _norms(*facts.norms(part.names)),
-        ", ".join(facts.frozen_by(part.names)) if part.when else "",
+        ", ".join(facts.frozen_by(part.names, by_policies=part.when != "never")) if part.when else "",
         " ".join(part.patterns),
     ]
 
@@ -103,7 +103,7 @@ def _unlabelled(run: RunView, parts: Sequence[Part]) -> list[Row]:
 def _beside(run: RunView, row: Row, facts: Facts) -> list[str]:
     size = facts.size(row.names)
     norms = facts.norms(row.names or run.index.parameters)
-    patterns = " ".join(ranges(row.patterns))
+    patterns = "" if list(row.patterns) == ["*"] else " ".join(ranges(row.patterns))
     return [row.name, row.when, f"{size:,}" if size else "", "", "", "", "", _norms(*norms), "", patterns]
 
 

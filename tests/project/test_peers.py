@@ -1,4 +1,4 @@
-"""The README's table against the alternatives is that of benchmarks/peers.json, and can be found again."""
+"""The table of evidence.md against the alternatives is that of benchmarks/peers.json, and can be found again."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FOUND = json.loads((peers.HERE / "peers.json").read_text())
 OURS, BACKBONE_FINETUNING = PEERS[:2]
 
 
-def test_the_readme_shows_the_figures_of_the_json() -> None:
-    text = readme.README.read_text()
+def test_the_page_shows_the_figures_of_the_json() -> None:
+    text = readme.EVIDENCE.read_text()
     assert readme.replaced(text, "peers", peers.table(FOUND)) == text
 
 
-def test_another_figure_makes_another_readme() -> None:
+def test_another_figure_makes_another_page() -> None:
     other: Any = copy.deepcopy(FOUND)
     other["peers"][OURS.name]["norm_drift"]["statistics"] = 0.25
     assert "move, by 0.2" in peers.table(other)
-    text = readme.README.read_text()
+    text = readme.EVIDENCE.read_text()
     assert readme.replaced(text, "peers", peers.table(other)) != text
 
 
-def test_without_its_marks_the_readme_is_left_alone() -> None:
+def test_without_its_marks_the_page_is_left_alone() -> None:
     with pytest.raises(SystemExit, match="and has them 0 times"):
         readme.replaced("no marks", "peers", peers.table(FOUND))
 

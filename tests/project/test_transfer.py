@@ -1,4 +1,4 @@
-"""What benchmarks/transfer.py says follows from its runs, and the README says the same."""
+"""What benchmarks/transfer.py says follows from its runs, and evidence.md says the same."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def runs(arm: str, accuracies: Sequence[float], task: str = "images") -> list[di
     return [settings | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate(accuracies)]
 
 
-def test_the_json_and_the_readme_show_what_the_runs_found() -> None:
+def test_the_json_and_the_page_show_what_the_runs_found() -> None:
     rows = summary(FOUND["runs"])
     assert FOUND["summary"] == rows
     assert FOUND["said"] == said(rows, FOUND["runs"])
-    text = readme.README.read_text()
+    text = readme.EVIDENCE.read_text()
     assert readme.replaced(text, "transfer", markdown(rows, FOUND["said"])) == text
 
 

@@ -88,7 +88,7 @@ def test_a_long_trigger_that_rows_share_is_written_once() -> None:
 
 def test_frozen_by_names_only_who_else_freezes() -> None:
     model = Net()
-    model.stem.requires_grad_(False)
+    model.stem.bias.requires_grad_(False)
     text = table([GradualUnfreeze(["head", "layers", "stem"]), FreezeLayers("layers.0", stop=2)], model, width=120)
     assert "GradualUnfreeze" not in text
     assert "you, before the fit" in row(text, "stem")
