@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from lightning_freeze.report.grid import RULE, Column, grid
 
 COLUMNS = [
