@@ -6,7 +6,7 @@ Type checkers read them from `__init__.pyi`.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Violation": "auditing.violations",
