@@ -71,7 +71,7 @@ class BatchNormEval(FreezeCallback):
         self._own = [span.name for span in chosen if not can_be_lean(span.module)]
         frozen = {name for layer in layers for name in index.under(layer)}
         self._wants = Wants(frozenset(frozen)) if self.affine == "freeze" else Wants()
-        return Binding()
+        return Binding(freezes=(self._wants.frozen,))
 
     def wants(self, progress: Progress) -> Wants:
         return self._wants

@@ -79,7 +79,8 @@ class FreezeLayers(FreezeCallback):
             )
         self._wants = Wants(self._names, self.optimizer_state)
         passing = self.stop is not None or self.start > 0
-        return Binding(trains=self._names if passing else frozenset())
+        plan = (frozenset[str](), self._names) if passing else (self._names,)
+        return Binding(trains=self._names if passing else frozenset(), freezes=plan)
 
     def wants(self, progress: Progress) -> Wants:
         begun, ended = (

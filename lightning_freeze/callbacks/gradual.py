@@ -168,7 +168,7 @@ class GradualUnfreeze(FreezeCallback):
             frozen -= frozenset(stage.names)
             self._frozen_after.append(frozen)
         self._ramps = frozenset(name for stage in self._bound[1:] for name in stage.names)
-        return Binding.of_stages(self._bound, thaw=self.thaw)
+        return Binding.of_stages(self._bound, thaw=self.thaw, freezes=tuple(self._frozen_after))
 
     def _schedule(self, stages: int) -> list[Moment]:
         if self.at is not None:

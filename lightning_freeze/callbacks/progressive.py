@@ -117,7 +117,7 @@ class ProgressiveFreeze(FreezeCallback):
         self._frozen_after = [frozenset(context.index.parameters).difference(self._place)]
         for stage in self._bound[:-1]:
             self._frozen_after.append(self._frozen_after[-1].union(stage.names))
-        return Binding.of_stages(self._bound, thaw=self.thaw)
+        return Binding.of_stages(self._bound, thaw=self.thaw, freezes=tuple(self._frozen_after))
 
     @property
     def needs_run_length(self) -> bool:

@@ -107,7 +107,12 @@ class RotatingUnfreeze(FreezeCallback):
         self._all = frozenset(context.index.parameters)
         self._now = None
         always = [BoundStage("always", (), self._always, named=True)] if self._always else []
-        return Binding.of_stages([*self._bound, *always], thaw=self.thaw)
+        return Binding.of_stages([*self._bound, *always], thaw=self.thaw, freezes=self._planned())
+
+    def _planned(self) -> tuple[frozenset[str], ...]:
+        """Each stage alone; of several at a time any may meet any other."""
+        alone = [self._all.difference(self._always, stage.names) for stage in self._bound]
+        return tuple(alone) if self.active == 1 else (frozenset.intersection(*alone),)
 
     def wants(self, progress: Progress) -> Wants:
         period = progress.step // self.every_n_train_steps

@@ -22,6 +22,7 @@ class Binding:
         thaws: those of `trains` that it unfreezes even where they required no gradient before the fit.
         own_factors: parameter -> factor that takes the place of all policies' factors.
         stages: what it unfreezes, stage by stage. One that a user named must hold something that can train.
+        freezes: the sets that `Policy.wants` may freeze in the course of a run; none for a policy that freezes nothing.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -30,18 +31,22 @@ class Binding:
     thaws: frozenset[str] = frozenset()
     own_factors: Mapping[str, float] = field(default_factory=dict)
     stages: Sequence[BoundStage] = ()
+    freezes: tuple[frozenset[str], ...] = ()
 
     @classmethod
-    def of_stages(cls, stages: Sequence[BoundStage], *, thaw: bool = False) -> Binding:
+    def of_stages(
+        cls, stages: Sequence[BoundStage], *, thaw: bool = False, freezes: tuple[frozenset[str], ...] = ()
+    ) -> Binding:
         """The binding of a policy that trains these stages.
 
         Args:
             stages: disjoint.
             thaw: whether it trains what required no gradient before the fit as well.
+            freezes: the sets that it may freeze.
         """
         labels = {name: stage.name for stage in stages for name in stage.names}
         trains = frozenset(labels)
-        return cls(labels, {}, trains, trains if thaw else frozenset(), own_factors(stages), tuple(stages))
+        return cls(labels, {}, trains, trains if thaw else frozenset(), own_factors(stages), tuple(stages), freezes)
 
 
 def own_factors(stages: Sequence[BoundStage]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from lightning_freeze.engine.labels import joined_labels
 from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.records import entry_of, load_entries
 from lightning_freeze.engine.run_view import RunView
+from lightning_freeze.engine.shard_groups import check_dtypes
 from lightning_freeze.engine.updates import Updates
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.model.dtensors import gathered, is_sharded, is_sharded_tensor, reshard
@@ -78,6 +79,7 @@ class Reconciler:
         self._modules_of: tuple[frozenset[str], list[Wants]] | None = None
         self._sharded = [span.module for span in self.index.spans if is_sharded(span.module)]
         self._is_sharded = bool(self._sharded) or any(map(is_sharded_tensor, self.index.parameters.values()))
+        check_dtypes(self.index, self._sharded, self.bindings)
         self._split(optimizers, schedulers)
         self.updates = Updates(self.optimizers, self.policies)
         for policy in self.policies:

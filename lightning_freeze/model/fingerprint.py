@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +57,7 @@ def tensor_hash(tensor: Tensor) -> Tensor:
     values = local_part(tensor).detach().resolve_conj().resolve_neg()
     if values.is_meta:
         raise PlanError(f"a tensor of shape {tuple(values.shape)} on the meta device has no values to hash")
-    kind = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=8)
-    seed = _signed(int.from_bytes(kind.digest(), "little"))
-    total = torch.full((), seed, dtype=torch.int64, device=values.device)
+    total = torch.full((), _seed(values.dtype, tuple(values.shape)), dtype=torch.int64, device=values.device)
     if len(parts := parts_of(values)) > 1:
         hashes = [tensor_hash(part) + _signed(k * _STEP) for k, part in enumerate(parts)]
         return total + _mix(torch.stack(hashes)).sum()
@@ -68,6 +68,12 @@ def tensor_hash(tensor: Tensor) -> Tensor:
         total += _mix(torch.add(words, steps[: len(words)]).add_(_signed(done * _STEP))).sum()
         done += len(words)
     return total
+
+
+@lru_cache(maxsize=4096)
+def _seed(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    kind = hashlib.blake2b(f"{dtype} {shape}".encode(), digest_size=8)
+    return _signed(int.from_bytes(kind.digest(), "little"))
 
 
 def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -145,13 +151,66 @@ def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True
 
 
 def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Name -> unsigned hash; one reduction per tensor on its device, and one copy to the host per device."""
-    hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
+    """Name -> unsigned hash; small tensors many at a time, and one copy to the host per device."""
+    small = {name: tensor for name, tensor in tensors.items() if _is_small(tensor)}
+    hashes: list[tuple[list[str], Tensor]] = [
+        ([name], tensor_hash(tensor).reshape(1)) for name, tensor in tensors.items() if name not in small
+    ]
+    hashes += [(names, _hash_together([small[name] for name in names])) for names in _batches(small)]
     found: dict[str, int] = {}
-    for device in {value.device for value in hashes.values()}:
-        here = [name for name, value in hashes.items() if value.device == device]
-        found.update(zip(here, torch.stack([hashes[name] for name in here]).tolist(), strict=True))
+    for device in {value.device for _, value in hashes}:
+        here = [(names, value) for names, value in hashes if value.device == device]
+        values = torch.cat([value for _, value in here]).tolist()
+        found.update(zip([name for names, _ in here for name in names], values, strict=True))
     return {name: found[name] % (1 << 64) for name in tensors}
+
+
+# ---- many small tensors in one pass: each alone takes two dozen operations, however small it is
+
+_SMALL = 1 << 15  # bytes
+_PLAIN = frozenset(
+    {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
+    | {torch.int8, torch.int16, torch.int32, torch.int64}
+)
+
+
+def _is_small(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _PLAIN and tensor.layout == torch.strided
+    return plain and not tensor.is_meta and not tensor.is_neg() and tensor.nbytes <= _SMALL
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names of tensors of one device and dtype, of together about as many bytes as a chunk has."""
+    kind = {name: (str(tensor.device), str(tensor.dtype)) for name, tensor in tensors.items()}
+    for (device, _), group in groupby(sorted(tensors, key=kind.__getitem__), key=kind.__getitem__):
+        limit = 8 * (_CHUNK if device == "cpu" else _CHUNK_ELSEWHERE)
+        names, size = list[str](), 0
+        for name in group:
+            if size > limit:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += tensors[name].nbytes + 8
+        yield names
+
+
+@torch.no_grad()
+def _hash_together(tensors: Sequence[Tensor]) -> Tensor:
+    """`tensor_hash` of each, of one device and dtype: their words in a row, mixed at once, summed one by one."""
+    device, each = tensors[0].device, tensors[0].element_size()
+    filler = torch.zeros(8 // each, dtype=tensors[0].dtype, device=device)
+    parts: list[Tensor] = []
+    for tensor in tensors:
+        parts.append(tensor.reshape(-1))
+        if missing := -tensor.nbytes % 8 // each:
+            parts.append(filler[:missing])
+    words = torch.cat(parts).view(torch.int64)
+    lengths = torch.tensor([-(-tensor.nbytes // 8) for tensor in tensors], device=device)
+    ends = lengths.cumsum(0)
+    places = torch.arange(len(words), device=device) - torch.repeat_interleave(ends - lengths, lengths)
+    sums = torch.cat([lengths.new_zeros(1), _mix(places.mul_(_STEP).add_(words)).cumsum(0)])
+    seeds = torch.tensor([_seed(tensor.dtype, tuple(tensor.shape)) for tensor in tensors], device=device)
+    return seeds + sums[ends] - sums[ends - lengths]
 
 
 def select_tensors(index: ModelIndex, patterns: Patterns, owner: str, buffers: bool = True) -> dict[str, Tensor]:

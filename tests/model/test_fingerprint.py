@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_freeze import PatternError, PlanError
-from lightning_freeze.model.fingerprint import fingerprint, tensor_hash
+from lightning_freeze.model.fingerprint import _PLAIN, fingerprint, hashes_of, tensor_hash
 
 module = importlib.import_module("lightning_freeze.model.fingerprint")
 
@@ -279,3 +279,13 @@ class TestFingerprint:
             PatternError, match=r"fingerprint: pattern '3' matches none of the 9 parameters and buffers"
         ):
             fingerprint(net(), "3")
+
+
+@pytest.mark.parametrize("dtype", sorted(_PLAIN, key=str), ids=str)
+def test_small_tensors_hashed_together_have_the_hashes_that_they_have_alone(dtype: torch.dtype) -> None:
+    shapes = [(), (0,), (3,), (5, 7), (2, 0, 3), (1,), (64,), (9, 8)]
+    numbers = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100 for shape in shapes]
+    dense = [number > 0 if dtype == torch.bool else number.to(dtype) for number in numbers]
+    others = [dense[3].t(), dense[6].expand(3, 64), dense[7][:, 1:3]]
+    tensors = {str(place): tensor for place, tensor in enumerate([*dense, *others] * 3)}
+    assert hashes_of(tensors) == {name: int(tensor_hash(tensor)) % (1 << 64) for name, tensor in tensors.items()}
