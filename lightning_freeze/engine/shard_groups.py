@@ -39,8 +39,8 @@ def check_dtypes(index: ModelIndex, sharded: Iterable[nn.Module], bindings: Sequ
                 )
                 raise PlanError(
                     f"{both} are in one FSDP2 group of {len(names)} parameters and train at the same time: torch "
-                    "reduces one dtype per group, and would stop at the unfreezing.\n  Apply fully_shard to the two parts "
-                    "separately, give them one dtype, or pass "
+                    "reduces one dtype per group, and would stop at the unfreezing.\n  Apply fully_shard to the two "
+                    "parts separately, give them one dtype, or pass "
                     "fully_shard(..., mp_policy=MixedPrecisionPolicy(param_dtype=...))"
                 )
 

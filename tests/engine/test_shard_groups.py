@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -19,9 +20,8 @@ def sharded(*, apart: bool = False, **options: Any) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model = nn.ModuleDict(
-        {"body": nn.Linear(4, 4), "norm": nn.LayerNorm(4).to(torch.bfloat16), "head": nn.Linear(4, 2)}
-    )
+    parts = {"body": nn.Linear(4, 4), "norm": nn.LayerNorm(4).to(torch.bfloat16), "head": nn.Linear(4, 2)}
+    model = nn.Sequential(OrderedDict(parts))
     mesh = init_device_mesh("cpu", (2,))
     if apart:
         fully_shard(model.norm, mesh=mesh)
