@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which config, and where the picture goes."""
     add_config(parser)
     add_steps_per_epoch(parser)
+    parser.add_argument("--meta", action="store_true", help="build the model on the meta device: for any size")
+    parser.add_argument("--world", metavar="N,N", help="memory of one process under DDP and FSDP2, such as 1,8,64")
     parser.add_argument("--plot", metavar="FILE", help="write a PNG, SVG or PDF: stages by time, coloured by rate")
 
 
@@ -27,6 +29,7 @@ def run(options: argparse.Namespace) -> str:
         FreezeError: whatever the run would fail on, or a picture that cannot be written.
     """
     arguments = config_of(options)
+    arguments |= {"meta": options.meta, "worlds": _worlds(options)}
     if options.plot is not None:
         _check_folder(options.plot)
     from lightning_freeze.preview.simulation import preview
@@ -39,6 +42,15 @@ def run(options: argparse.Namespace) -> str:
     if options.plot is not None:
         plot.draw(found.timeline, options.plot)
     return text(found)
+
+
+def _worlds(options: argparse.Namespace) -> list[int]:
+    if options.world is None:
+        return [1, 8, 64] if options.meta else []
+    parts = options.world.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise PlanError(f"--world {options.world} must be numbers of processes with commas, for example 1,8,64")
+    return [int(part) for part in parts]
 
 
 def _check_folder(plot: str) -> None:

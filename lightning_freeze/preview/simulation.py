@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from lightning_freeze.errors import FreezeError, OptimizerError, PlanError
 from lightning_freeze.optim.state import state_after_step
 from lightning_freeze.preview import config
 from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
+from lightning_freeze.preview.memory import Share, share
+from lightning_freeze.preview.meshes import mesh_of
 from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
@@ -26,6 +30,7 @@ from lightning_freeze.trainer.session import last_moment, session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
 OnChange = Callable[[Any, Any, Reconciler], None]
+Shares = dict[tuple[int, bool], dict[int, Share]]
 _PROBE_ELEMENTS = 24  # of `state_after_step`
 _SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
@@ -48,6 +53,7 @@ class Preview:
         processes: that the config asks for.
         bytes_each: of an element of a parameter, as the config's precision has it; None: as in the model.
         remarks: what had to be assumed.
+        shares: (processes, whether sharded) -> trainable elements -> what one process holds; empty if not asked for.
     """
 
     run: Reconciler
@@ -58,6 +64,7 @@ class Preview:
     processes: int = 1
     bytes_each: int | None = None
     remarks: list[str] = field(default_factory=list)
+    shares: Shares = field(default_factory=dict)
 
 
 def preview(
@@ -68,6 +75,8 @@ def preview(
     data: str | None = None,
     steps_per_epoch: int | None = None,
     on_change: OnChange | None = None,
+    meta: bool = False,
+    worlds: Sequence[int] = (),
 ) -> Preview:
     """Simulate the fit that a LightningCLI config describes: nothing is trained, no batch is read, no GPU is touched.
 
@@ -78,17 +87,20 @@ def preview(
         data: the same of the data module.
         steps_per_epoch: batches of an epoch, in place of the length of the dataloader, which is not made then.
         on_change: called with trainer, model and reconciler whenever these are as in the real run.
+        meta: build the model on the meta device, where its size does not matter.
+        worlds: numbers of processes to compute the memory of one process for.
 
     Raises:
         FreezeError: whatever the run would fail on.
     """
     asked: dict[str, Any] = {}
-    with config.undisturbed(files), config.as_user_error(f"config {', '.join(map(str, files))}"):
+    device = torch.device("meta") if meta else nullcontext()
+    with config.undisturbed(files), config.as_user_error(f"config {', '.join(map(str, files))}"), device:
         built = config.build(
             files, overrides, model=model, data=data, adjust=lambda options: _take_over(options, asked),
             trainer_class=_trainer_class,
         )  # fmt: skip
-        return _simulate(built, asked, steps_per_epoch, on_change)
+        return _simulate(built, asked, steps_per_epoch, on_change, worlds)
 
 
 # ---- a trainer that stands still
@@ -164,7 +176,11 @@ def _check_strategy(asked: Mapping[str, Any], package: str, policies: Sequence[P
 
 
 def _simulate(
-    built: config.Built, asked: Mapping[str, Any], steps_per_epoch: int | None, on_change: OnChange | None
+    built: config.Built,
+    asked: Mapping[str, Any],
+    steps_per_epoch: int | None,
+    on_change: OnChange | None,
+    worlds: Sequence[int],
 ) -> Preview:
     trainer, model = built.trainer, built.model
     package = next(
@@ -176,7 +192,9 @@ def _simulate(
     remarks: list[str] = []
     processes = _processes(asked, remarks)
     _check_strategy(asked, package, policies, processes)
-    _prepare(trainer, model, built.data, package, processes, steps_per_epoch)
+    nodes = asked["num_nodes"] if isinstance(asked["num_nodes"], int) else 1
+    with mesh_of(model, asked["strategy"], processes // nodes, nodes):
+        _prepare(trainer, model, built.data, package, processes, steps_per_epoch)
     session = session_of(trainer)
     session.check(trainer, model)
     trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = import_module(
@@ -188,11 +206,36 @@ def _simulate(
     if any(policy.needs_run_length for policy in policies):
         trainer.total_steps = session.run_length(trainer)
     simulation = Simulation(trainer, model, run, remarks)
-    simulation.on_change = on_change
+    simulation.on_change, bytes_each = on_change, _bytes_each(asked["precision"])
+    if worlds:
+        simulation.memory = partial(_add_shares, {}, worlds, bytes_each, remarks)
     found = simulation.go()
-    found.processes, found.bytes_each = processes, 2 if str(asked["precision"]).endswith("-true") else None
-    if str(asked["precision"]) in ("32-true", "64-true"):
-        found.bytes_each = int(str(asked["precision"])[:2]) // 8
+    found.processes, found.bytes_each = processes, bytes_each
+    return found
+
+
+def _bytes_each(precision: Any) -> int | None:
+    if str(precision) in ("32-true", "64-true"):
+        return int(str(precision)[:2]) // 8
+    return 2 if str(precision).endswith("-true") else None
+
+
+def _add_shares(
+    found: Shares, worlds: Sequence[int], bytes_each: int | None, remarks: list[str], run: Reconciler
+) -> Shares:
+    """What one process holds now, for every number of processes, under DDP and FSDP2."""
+    parameters = run.index.parameters
+    dtype = next(iter(parameters.values())).dtype
+    try:
+        state = max(state_per_element(slotted.optimizer, dtype) for slotted in run.optimizers) / dtype.itemsize
+    except FreezeError as error:
+        state = 0.0
+        remarks.append(f"Optimizer state is counted as none: {error}")
+    trainable = sum(parameters[name].numel() for name in run.trainable)
+    for world, sharded in [(world, sharded) for world in worlds for sharded in (False, True)]:
+        now = share(parameters, run.trainable, world, sharded=sharded, state_each=state, bytes_each=bytes_each)
+        before = found.setdefault((world, sharded), {}).get(trainable, now)
+        found[world, sharded][trainable] = max(now, before, key=lambda one: one.total)
     return found
 
 
@@ -266,10 +309,13 @@ class Simulation:
         for policy in self.run.policies if not trainer.fast_dev_run else ():  # it ends early by design
             for text in policy.warnings(end):
                 raise PlanError(text)
-        return Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
+        found = Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
+        found.shares = self.shares
+        return found
 
     time = 0.0
     on_change: OnChange | None = None
+    memory: Callable[[Reconciler], Shares] = staticmethod(lambda run: {})
 
     def _epoch(self, planned: float) -> None:
         trainer = self.trainer
@@ -315,6 +361,7 @@ class Simulation:
         change = self.run.reconcile(progress)
         if change or not self.timeline.samples:
             self._check_groups()
+            self.shares = self.memory(self.run)
         return bool(change)
 
     def _check_groups(self) -> None:

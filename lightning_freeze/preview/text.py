@@ -37,7 +37,27 @@ def text(found: Preview) -> str:
     table.add_row("share", "", *[f"{count / (found.timeline.parameters or 1):.1%}" for count in counts])
     table.add_row("gradients", "", *[size(count * _element(found)) for count in counts])
     table.add_row("optimizer state", "", *["?" if state is None else size(count * state) for count in counts])
-    return "\n".join([found.table, "", title, render(table), *dict.fromkeys(found.remarks)])
+    memory = [_memory(found, parts)] if found.shares else []
+    return "\n".join([found.table, "", title, render(table), *memory, *dict.fromkeys(found.remarks)])
+
+
+def _memory(found: Preview, parts: Sequence[Sequence[Sample]]) -> str:
+    """What one process holds in each part of the run, by number of processes and strategy."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("memory of one process", no_wrap=True)
+    for part in parts:
+        table.add_column(f"epoch {part[0].time:.3g}\nstep {part[0].step}", justify="right", no_wrap=True)
+    for (world, sharded), by_count in found.shares.items():
+        if world == 1 and sharded:
+            continue
+        shares = [by_count.get(max(sample.trainable for sample in part)) for part in parts]
+        on = "1 process" if world == 1 else f"{world} processes, {'FSDP2' if sharded else 'DDP'}"
+        for row in ("weights", "gradients", "state", "total"):
+            named = f"{on}: {row}" if row == "total" else f"  {row}"
+            table.add_row(named, *["?" if one is None else size(getattr(one, row)) for one in shares])
+    note = "Between steps, of rank 0; without activations and without what FSDP2 gathers for a layer."
+    return "\n".join([render(table), note])
 
 
 def _parts(found: Preview) -> list[list[Sample]]:
