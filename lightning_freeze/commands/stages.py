@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_freeze.errors import FreezeError, PlanError
 from lightning_freeze.preview.user_code import described
@@ -15,10 +15,22 @@ HELP = "list the stages discovered in a model"
 DESCRIPTION = "List the stages discovered in a model, the head first."
 
 
+class Input(NamedTuple):
+    """One input of a forward pass; an unnamed one is the only one."""
+
+    name: str
+    sizes: list[int]
+    dtype: str
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and how to look at it."""
     parser.add_argument("model", help="torchvision:resnet50, timm:NAME, or pkg.mod:factory")
-    parser.add_argument("--input", metavar="SHAPE", help="shape of an input, such as 1x3x224x224: order by execution")
+    parser.add_argument(
+        "--input",
+        metavar="SHAPE",
+        help="order by execution: 1x3x224x224, or input_ids=1x128:int64,attention_mask=1x128:int64",
+    )
     parser.add_argument("--max-stages", type=int, metavar="N", help="merge neighbours to at most N stages")
 
 
@@ -28,32 +40,59 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         FreezeError: a model that cannot be made, or an input that it does not take.
     """
-    shape = None if options.input is None else _sizes(options.input)
+    inputs = None if options.input is None else parse_inputs(options.input)
     model = load_model(options.model)
     from lightning_freeze.engine.context import Context
     from lightning_freeze.report.table import stages_table
     from lightning_freeze.stages.discover import discover_stages
 
-    example = None if shape is None else _zeros(options.input, shape)
+    example = None if inputs is None else _example(inputs, options.input)
     stages = discover_stages(model, example, options.max_stages)
     bound = Context(model).stages(stages, "stages") if stages else []
     return stages_table(Context(model), bound)
 
 
-def _sizes(shape: str) -> list[int]:
-    parts = shape.replace(",", "x").split("x")
-    if not all(part.strip().isdigit() for part in parts):
-        raise PlanError(f"--input {shape} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224")
-    return [int(part) for part in parts]
+def parse_inputs(written: str) -> list[Input]:
+    """The inputs in the words of `--input`: `1x3x224x224`, `1x128:int64`, or `input_ids=1x128:int64,mask=1x128:bool`.
+
+    Raises:
+        PlanError: it is of another form.
+
+    Example:
+        >>> parse_inputs("input_ids=1x128:int64,scale=2")
+        [Input(name='input_ids', sizes=[1, 128], dtype='int64'), Input(name='scale', sizes=[2], dtype='float32')]
+    """
+    parts = written.split(",") if "=" in written else [written.replace(",", "x")]
+    return [_parse_input(part.strip(), written) for part in parts]
 
 
-def _zeros(written: str, sizes: list[int]) -> Any:
+def _parse_input(part: str, written: str) -> Input:
+    name, _, shape = part.rpartition("=")
+    sizes, _, dtype = shape.partition(":")
+    numbers = [size.strip() for size in sizes.split("x")]
+    named = name.isidentifier() or "=" not in written
+    if not named or not all(number.isdigit() for number in numbers):
+        raise PlanError(
+            f"--input {written} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224, or each "
+            "input with its name and dtype: input_ids=1x128:int64,attention_mask=1x128:int64"
+        )
+    return Input(name, [int(number) for number in numbers], dtype or "float32")
+
+
+def _example(inputs: list[Input], written: str) -> Any:
+    """The tensor, or keyword arguments. All zeros, but for masks: with nothing to look at, outputs are no numbers."""
     import torch
 
-    try:
-        return torch.zeros(sizes)
-    except RuntimeError as error:
-        raise PlanError(f"--input {written} cannot be made: {error}\n  A batch of one is enough") from error
+    made = {}
+    for one in inputs:
+        dtype = getattr(torch, one.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise PlanError(f"--input {written}: {one.dtype} is no dtype of torch, such as float32, int64 or bool")
+        try:
+            made[one.name] = torch.full(one.sizes, "mask" in one.name, dtype=dtype)
+        except RuntimeError as error:
+            raise PlanError(f"--input {written} cannot be made: {error}\n  A batch of one is enough") from error
+    return made if inputs[0].name else made[""]
 
 
 def load_model(name: str) -> Any:
