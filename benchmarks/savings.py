@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, vit_b_16
 
 from lightning_freeze import freeze
-from lightning_freeze.cache.prefix import PrefixCache, Storage
+from lightning_freeze.cache.memo import FrozenMemo
+from lightning_freeze.cache.row_store import Storage
 from lightning_freeze.engine.lean_norm import make_lean, make_plain
 from lightning_freeze.preview.step_cost import cost
 
@@ -151,7 +152,7 @@ def measure(subject: Subject, stage: str, arm: str, device: str, steps: int) -> 
     batches = [subject.inputs(subject.batch).to(device) for _ in range(2)]
     targets = torch.randint(0, 10, (subject.batch,), device=device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    cache = PrefixCache(model, Storage(1 << 30), say=lambda text: None) if arm == "+ cache" else None
+    cache = FrozenMemo(model, Storage(1 << 30), say=lambda text: None) if arm == "+ cache" else None
 
     def loss(batch: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(batch), targets)
@@ -175,7 +176,7 @@ def measure(subject: Subject, stage: str, arm: str, device: str, steps: int) -> 
     if device == "cuda":
         found |= {"peak": float(torch.cuda.max_memory_allocated()), "samples": subject.batch / found["seconds"]}
     if cache:
-        found["hits"] = float(cache.tally.hits)
+        found["hits"] = float(cache.hits)
         cache.close()
     for module in model.modules():
         make_plain(module)
@@ -196,7 +197,7 @@ def timed(step: Callable[[Tensor], None], batches: list[Tensor], steps: int, dev
 def never_hits(subject: Subject, device: str, steps: int) -> float:
     """Seconds of a head-only step with a cache that never hits, relative to one without: steps of both in turn."""
     model = prepare(subject, "head", "this package", device)
-    cache = PrefixCache(model, Storage(1 << 30), say=lambda text: None)
+    cache = FrozenMemo(model, Storage(1 << 30), say=lambda text: None)
     targets = torch.randint(0, 10, (subject.batch,), device=device)
 
     def loss(batch: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def never_hits(subject: Subject, device: str, steps: int) -> float:
         batch = [subject.inputs(subject.batch).to(device)]
         pair = [next(timed(one, batch, 1, device)) for one in ((plain, cached) if k % 2 else (cached, plain))]
         ratios.append(pair[1] / pair[0] if k % 2 else pair[0] / pair[1])
-    assert cache.tally.hits == 0
+    assert cache.hits == 0
     cache.close()
     return statistics.median(ratios[2:])
 

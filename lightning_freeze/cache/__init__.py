@@ -1,1 +1,1 @@
-"""Outputs of a frozen prefix, kept and used again: `prefix` runs the steps, the other files are its parts."""
+"""Outputs of what is frozen, kept and used again: `memo` runs steps, `step` is one of them; the others are parts."""

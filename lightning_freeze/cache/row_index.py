@@ -81,6 +81,10 @@ class RowIndex:
             self._proof[theirs, "moved"] = EVIDENCE  # the rows that were compared came from other batches
             self._apart = {frozenset(theirs if one == mine else one for one in apart) for apart in self._apart}
 
+    def refuse(self, size: int, other: int) -> None:
+        """A batch of one size cannot stand for one of the other."""
+        self._apart.add(frozenset((self._family(size), self._family(other))))
+
     def confirmed(self, size: int, level: str, numbers: int) -> None:
         """So many numbers of stored rows were computed again, and were equal.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_freeze.errors import PlanError
 
 Key = tuple[int, int]
-_HEADER, _FIELDS = 4096, 5  # bytes for the number of rows of each rank; a row's key, and how it was computed
+_FIELDS = 5  # words that the record of a row takes, about
 
 
 @dataclass(frozen=True)
@@ -35,52 +35,65 @@ class Entry:
     place: int
 
 
+@dataclass
+class Storage:
+    """Where rows are kept: a budget for all of them.
+
+    Attributes:
+        max_bytes: of all rows of this process.
+        dir: the folder of the files; None: memory.
+        token: names the run, the same in all its processes.
+        rank, ranks: of the processes of this node.
+        used: bytes taken.
+    """
+
+    max_bytes: int
+    dir: Path | None = None
+    token: str = ""
+    rank: int = 0
+    ranks: int = 1
+    used: int = 0
+    files: int = 0
+
+    def open(self, shape: Sequence[int], dtype: torch.dtype) -> RowStore | None:
+        """Room for rows of one shape; None: there is none for a single one.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        row = prod(shape) * dtype.itemsize + 8 * _FIELDS
+        if row > self.max_bytes - self.used:
+            return None
+        self.files += 1
+        path = None if self.dir is None else self.dir / f"lightning-freeze-{self.token}-{self.rank}-{self.files}.rows"
+        return RowStore(shape, dtype, self, path)
+
+
 class RowStore:
     """Room for rows; memory and disk are taken up as rows come in.
 
     Args:
         shape, dtype: of a row.
-        max_bytes: of all rows, those of all ranks together where they share a file.
+        storage: the budget.
         path: the file; None: memory of this process.
-        rank, ranks: which of how many processes that share the file.
-
-    Raises:
-        PlanError: not a single row fits.
 
     Example:
-        >>> store = RowStore((2,), torch.float32, 1024)
+        >>> store = Storage(1024).open((2,), torch.float32)
         >>> slots = store.put([(7, 7)], torch.tensor([[1.0, 2.0]]), size=1, batch=0, places=[0])
         >>> store.get(slots)
         tensor([[1., 2.]])
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        max_bytes: int,
-        path: Path | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self.shape, self.dtype, self.path = tuple(shape), dtype, path
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, storage: Storage, path: Path | None = None) -> None:
+        self.shape, self.dtype, self.path, self._storage = tuple(shape), dtype, path, storage
         self.row_bytes = prod(self.shape) * dtype.itemsize
-        self._rank, self._ranks, self._used = rank, ranks, 0
-        self._share = int(max_bytes / (self.row_bytes + 8 * _FIELDS)) // ranks
-        if self._share < 1:
-            raise PlanError(f"a row takes {self.row_bytes:,} bytes, more than max_gb leaves room for")
-        rows = self._share * ranks
-        self._seen = [0] * ranks
-        meta = rows * _FIELDS * 8 if path is not None else 0
-        self._map = _mapped(path, _HEADER + meta + rows * self.row_bytes)
+        self._cost = self.row_bytes + 8 * _FIELDS
+        self._used = 0
+        rows = (storage.max_bytes - storage.used) // self._cost
+        self._map = _mapped(path, max(rows * self.row_bytes, 1))
         # Not torch.empty: under deterministic algorithms it fills what it returns, and would take it all up at once.
-        self._data = torch.frombuffer(
-            self._map, dtype=dtype, offset=_HEADER + meta, count=rows * prod(self.shape)
-        ).view(rows, *self.shape)
-        if path is not None:
-            self._counts = torch.frombuffer(self._map, dtype=torch.int64, count=ranks)
-            self._meta = torch.frombuffer(self._map, dtype=torch.int64, offset=_HEADER, count=rows * _FIELDS)
-            self._meta = self._meta.view(rows, _FIELDS)
+        count = rows * prod(self.shape)
+        self._data = torch.frombuffer(self._map, dtype=dtype, count=count).view(rows, *self.shape)
 
     @property
     def bytes(self) -> int:
@@ -90,7 +103,7 @@ class RowStore:
     @property
     def room(self) -> int:
         """How many rows more this process may put."""
-        return self._share - self._used
+        return min(len(self._data) - self._used, (self._storage.max_bytes - self._storage.used) // self._cost)
 
     def put(self, keys: Sequence[Key], rows: Tensor, size: int, batch: int, places: Sequence[int]) -> list[int]:
         """Store rows, as many as there is room for, and return where.
@@ -103,37 +116,23 @@ class RowStore:
             places: see `Entry`.
         """
         count = min(len(keys), self.room)
-        first = self._rank * self._share + self._used
+        first = self._used
         slots = list(range(first, first + count))
         self._data[first : first + count].copy_(rows[:count])
         self._used += count
-        if self.path is not None and count:
-            fields = [[*keys[k], size, batch, places[k]] for k in range(count)]
-            self._meta[first : first + count].copy_(torch.tensor(fields, dtype=torch.int64))
-            self._counts[self._rank] = self._used  # last: who reads the number finds the rows there
+        self._storage.used += count * self._cost
         return slots
 
     def get(self, slots: Sequence[int]) -> Tensor:
         """A copy of some rows, in this order."""
         return torch.index_select(self._data, 0, torch.tensor(slots, dtype=torch.int64))
 
-    def news(self) -> Iterator[tuple[Key, int, Entry]]:
-        """Rows that other ranks have put since the last call: key, size of the batch, entry."""
-        if self.path is None or self._ranks == 1:
-            return
-        counts = self._counts.tolist()
-        for rank, (old, new) in enumerate(zip(self._seen, counts, strict=True)):
-            first = rank * self._share
-            if rank != self._rank and new > old:
-                for slot, fields in enumerate(self._meta[first + old : first + new].tolist(), first + old):
-                    yield (fields[0], fields[1]), fields[2], Entry(slot, fields[3], fields[4])
-        self._seen = counts
-
     def close(self) -> None:
         """Give the memory, or the file, back."""
         del self._data
+        self._storage.used -= self._used * self._cost
+        self._used = 0
         if self.path is not None:
-            del self._counts, self._meta
             with suppress(OSError):  # another rank was first
                 self.path.unlink()
         with suppress(BufferError):  # somebody holds on to a tensor of it; the memory goes with the last

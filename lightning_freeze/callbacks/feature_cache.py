@@ -1,4 +1,4 @@
-"""Outputs of the frozen prefix, computed once and used again."""
+"""Outputs of what is frozen, computed once and used again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_freeze import arguments
-from lightning_freeze.cache.prefix import PrefixCache, Storage
+from lightning_freeze.cache.memo import FrozenMemo
+from lightning_freeze.cache.row_store import Storage
 from lightning_freeze.errors import PlanError
 from lightning_freeze.report.rendering import show
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
@@ -19,12 +20,13 @@ from lightning_freeze.trainer.strategies import shards
 
 
 class FeatureCache(FreezeCallback):
-    """Compute the outputs of the frozen part at the input of a model once per distinct input, and use them again.
+    """Compute what frozen modules return once per distinct input row, and use it again.
 
-    The weights at the end are those of the run without it, bit for bit. It finds by itself up to where the model is
-    frozen, in eval mode and deterministic, and begins anew when that changes. Rows are known by a checksum of what
-    goes into that part, so loaders and samplers are not touched, and an augmented image is computed like any new one.
-    Only training steps are served. Where it cannot be exact it says why and stays off.
+    Weights, losses, logs, counters and random state are those of the run without it, bit for bit, and `training_step`
+    runs exactly as often: what a step needs and is not stored is computed. It finds by itself which modules are frozen,
+    in eval mode and deterministic, and keeps whatever the trainable part takes from them: skip connections, several
+    towers, masks. Rows are known by a 128-bit checksum of what went in, so loaders and samplers are not touched, and an
+    augmented image is computed like any new one. Only training steps are served.
 
     Args:
         storage: "memory" of each process, or "disk": one file per boundary that the processes of a node share; it is
@@ -66,12 +68,12 @@ class FeatureCache(FreezeCallback):
         self.max_gb = max_gb
         self.verify = verify
         self.verbose = verbose
-        self._cache: PrefixCache | None = None
+        self._cache: FrozenMemo | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         show = partial(_show, trainer) if self.verbose else _keep_quiet
-        self._cache = PrefixCache(pl_module, self._room(trainer), self.verify, show, _warn)
+        self._cache = FrozenMemo(pl_module, self._room(trainer), self.verify, show, _warn)
         if why := _impossible(trainer, pl_module):
             self._cache.turn_off(why)
 
@@ -82,7 +84,7 @@ class FeatureCache(FreezeCallback):
         folder = Path(self.dir or tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)
         token = trainer.strategy.broadcast(uuid.uuid4().hex)
-        return Storage(size, folder, token, trainer.local_rank, trainer.num_devices)
+        return Storage(size // trainer.num_devices, folder, token, trainer.local_rank, trainer.num_devices)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -117,21 +119,9 @@ class FeatureCache(FreezeCallback):
             self._cache = None
 
 
-def _cached(cache: PrefixCache | None, step: Any, *args: Any, **kwargs: Any) -> Any:
+def _cached(cache: FrozenMemo | None, step: Any, *args: Any, **kwargs: Any) -> Any:
     """`training_step` while a batch is trained; in a copy of the module there is no cache."""
-    if cache is None:
-        return step(*args, **kwargs)
-
-    def and_logged(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **kwargs), _logged(cache.model)
-
-    return cache.run(and_logged, *args, **kwargs)[0]
-
-
-def _logged(module: Any) -> list[Any]:
-    """What `self.log` keeps: Lightning reads it after the step, as it does what the step returns."""
-    found = (module.trainer._results or {}).values()
-    return [getattr(one, name, None) for one in found for name in ("value", "_forward_cache")]
+    return step(*args, **kwargs) if cache is None else cache.run(step, *args, **kwargs)
 
 
 def _is_wrapped(pl_module: LightningModule) -> bool:
@@ -148,8 +138,6 @@ def _unwrap(pl_module: LightningModule) -> None:
 
 
 def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:
-    if not pl_module.automatic_optimization:
-        return "the module optimizes by hand, and a step that has begun to update weights cannot be taken back"
     if shards(trainer.strategy):
         return f"{type(trainer.strategy).__name__} moves the weights in each step"
     if getattr(pl_module, "_compiler_ctx", None) is not None:

@@ -1,0 +1,148 @@
+"""A tensor that stands for what an operation returns: its facts are known, its values are there, or come when needed.
+
+It lives within one step. Whoever needs its values makes it real, and the very object becomes a plain tensor: what
+has been handed out, kept in a list or is about to be written is an ordinary tensor from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "requires_grad", "layout", "is_leaf", "grad_fn", "names")
+_FLAGS = ("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_mps", "is_xpu", "is_mkldnn")
+_METHODS = ("size", "dim", "numel", "nelement", "ndimension", "__len__", "is_floating_point", "is_complex")
+_METHODS += (
+    "element_size",
+    "get_device",
+    "is_signed",
+    "is_inference",
+    "stride",
+    "is_contiguous",
+    "__hash__",
+    "is_conj",
+)
+_METHODS += ("is_neg",)
+
+
+def _facts() -> set[Any]:
+    """The functions that ask for no value: shape, dtype and the like."""
+    found = {getattr(Tensor, name) for name in _METHODS}
+    for name in (*_ATTRIBUTES, *_FLAGS):
+        with contextlib.suppress(AttributeError):
+            found.add(getattr(Tensor, name).__get__)
+    return found | {torch.is_tensor, torch.is_floating_point, torch.is_complex, torch.numel}
+
+
+FACTS = _facts()
+
+
+class Meeting(Protocol):
+    """Who knows what may be done with a lazy tensor: the step that it was made in."""
+
+    def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a function returns, of which an argument is lazy."""
+
+    def value(self, lazy: Lazy) -> Tensor:
+        """The values of a lazy tensor."""
+
+
+class Lazy(Tensor):
+    """An operation's result.
+
+    Attributes:
+        node: the operation's result; None: the tensor has become plain, and this stands for it.
+        held: its values, if they are there.
+        step: who is asked.
+        meet, plain: what is done where a function meets it.
+    """
+
+    node: Any
+    held: Tensor | None
+    step: Meeting
+    meet: Callable[..., Any]
+    plain: Callable[..., Any]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FACTS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        return Lazy.meet(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What comes by way of C++, vmap or a compiled function."""
+        return func(*Lazy.plain(args), **Lazy.plain(kwargs or {}))
+
+
+def _meet(func: Any, args: Any, kwargs: Any) -> Any:
+    lazy = first_lazy((args, kwargs))
+    if lazy is None:  # in an object that nobody looks into; C++ will ask for the values
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    return lazy.step.meet(func, args, kwargs)
+
+
+def plain(tree: Any) -> Any:
+    """Values instead of lazy tensors."""
+    if isinstance(tree, Lazy):
+        return tree.step.value(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)([plain(part) for part in tree])
+    return {key: plain(part) for key, part in tree.items()} if isinstance(tree, dict) else tree
+
+
+def spare_from_compiler() -> None:
+    """Keep a compiled function, which is given a lazy tensor, from compiling what is done for it."""
+    if "torch._dynamo" in sys.modules and Lazy.meet is _meet:  # who compiles has imported it; it takes a second
+        Lazy.meet = staticmethod(torch.compiler.disable(_meet))  # type: ignore[method-assign]
+        Lazy.plain = staticmethod(torch.compiler.disable(plain))  # type: ignore[method-assign]
+
+
+Lazy.meet, Lazy.plain = staticmethod(_meet), staticmethod(plain)  # type: ignore[method-assign]
+
+
+def first_lazy(tree: Any) -> Lazy | None:
+    """A lazy tensor in nested lists, tuples and dicts; None if there is none."""
+    return next(iter(lazies(tree)), None)
+
+
+def lazies(tree: Any) -> list[Lazy]:
+    """The lazy tensors in nested lists, tuples and dicts."""
+    found: list[Lazy] = []
+    pending = [tree]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, Lazy):
+            found.append(one)
+        elif isinstance(one, list | tuple):
+            pending.extend(one)
+        elif isinstance(one, dict):
+            pending.extend(one.values())
+    return found
+
+
+def make_lazy(facts: Any, node: Any, held: Tensor | None, step: Meeting) -> Lazy:
+    """A lazy tensor with the shape, strides, dtype and device of `facts`."""
+    made: Lazy = Tensor._make_wrapper_subclass(
+        Lazy, facts.shape, strides=facts.stride, dtype=facts.dtype, device=facts.device
+    )
+    made.node, made.held, made.step = node, held, step
+    return made
+
+
+def become(lazy: Lazy, value: Tensor) -> None:
+    """Turn this very object into a plain tensor; the object of the values goes on to stand for it."""
+    step = lazy.step
+    for name in ("node", "held", "step"):
+        del lazy.__dict__[name]
+    lazy.__class__ = Tensor  # type: ignore[assignment]
+    torch._C._swap_tensor_impl(lazy, value)
+    value.__class__ = Lazy  # type: ignore[assignment]
+    value.__dict__.update(node=None, held=lazy, step=step)

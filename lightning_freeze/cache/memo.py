@@ -1,0 +1,277 @@
+"""Outputs of what is frozen, computed once per distinct input row and used again.
+
+A `FrozenMemo` runs steps. For the length of each it stands before the frozen modules of a model; what they return is
+computed, or taken from rows that earlier steps have left, and is what it would be without it, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.cache.eligible import Eligible
+from lightning_freeze.cache.lazy import spare_from_compiler
+from lightning_freeze.cache.library import Library, describe
+from lightning_freeze.cache.parts import Part, entries
+from lightning_freeze.cache.row_store import Storage
+from lightning_freeze.cache.step import Step
+from lightning_freeze.cache.trees import Unknown, flatten
+from lightning_freeze.model.index import ModelIndex, is_compiled
+
+_RESTLESS = 20  # states of a part without a hit between them, after which it is left alone
+
+
+class FrozenMemo:
+    """Runs steps, skipping what is frozen where it can.
+
+    Args:
+        model: the module that is trained; everything below it is looked at.
+        storage: where rows are kept, and how many.
+        verify: compare stored rows with computed ones before they are used, once per result and batch size.
+        say: is told what is kept, a line at a time.
+        warn: is told what is not, and why.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16).requires_grad_(False).eval(), nn.Linear(16, 2))
+        >>> memo = FrozenMemo(model, Storage(1 << 20), say=lambda text: None)
+        >>> batch = torch.randn(4, 8)
+        >>> losses = [memo.run(lambda x: model(x).sum(), batch).item() for _ in range(5)]
+        >>> memo.hits, len(set(losses))
+        (4, 1)
+        >>> memo.close()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        storage: Storage,
+        verify: bool = True,
+        say: Callable[[str], None] = print,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        self.model, self.say, self.warn = model, say, warn
+        self.off = ""
+        self.rows = self.hits = 0
+        self._warned: set[str] = set()
+        self._library = Library(storage, verify, self._warn_once)
+        self._index = ModelIndex(model)
+        self._parameters = list(self._index.parameters.values())
+        self._flags: list[bool] = []
+        self._settings: tuple[Any, ...] = ()
+        self._eligible: Eligible | None = None
+        self._parts: dict[nn.Module, Part] = {}
+        self._told: set[str] = set()
+        self._tokens: set[int] = set()
+        self._step: Step | None = None
+        self._stood: dict[nn.Module, Any] = {}
+        self._new_epoch = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of a model or a callback leaves the memo behind
+
+    # ---- steps
+
+    def run(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `step(*args, **kwargs)`; the result, and all that it does, is as without the memo."""
+        if self.off or self._step is not None:
+            return step(*args, **kwargs)
+        self._look_around()
+        if self.off:
+            return step(*args, **kwargs)
+        spare_from_compiler()
+        self._library.number += 1
+        self._step = Step(self._library, batch_rows((args, kwargs)))
+        try:
+            with self._standing_before():
+                result = self._run(step, args, kwargs)
+        finally:
+            self.rows, self.hits = self.rows + self._step.rows, self.hits + self._step.hits
+            self._step = None
+        self._after()
+        return result
+
+    def _run(self, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        assert self._step is not None
+        try:
+            result = step(*args, **kwargs)
+        except BaseException:
+            with suppress(Exception):
+                self._step.finish()
+            raise
+        self._step.finish()
+        return result
+
+    def _look_around(self) -> None:
+        """Begin anew when what trains has changed."""
+        flags = [parameter.requires_grad for parameter in self._parameters]
+        settings = _settings()
+        if flags != self._flags or settings != self._settings:
+            self.forget()
+            self._flags, self._settings = flags, settings
+            self._prepare()
+        if self._new_epoch:
+            self._new_epoch = False
+            for part in self._parts.values():
+                part.epoch_start()
+
+    def _prepare(self) -> None:
+        compiled = next((span.name for span in self._index.spans if is_compiled(span.module)), None)
+        if compiled is not None:
+            self.turn_off(f"'{compiled}' is compiled, and what is compiled into one piece cannot be skipped in parts")
+            return
+        self._eligible = Eligible(self._index)
+        self._parts = {module: Part(module, self._eligible.names[id(module)]) for module in self._eligible.modules}
+        frozen = [parameter for parameter in self._parameters if not parameter.requires_grad]
+        self._library.fix([*frozen, *self._index.buffers.values()])
+        for why in self._eligible.refusals:
+            self._warn_once(f"FeatureCache does less than it could: {why}.")
+
+    @contextmanager
+    def _standing_before(self) -> Iterator[None]:
+        """Give the frozen modules another forward, on the instance, for a while."""
+        assert self._eligible is not None
+        first = entries(self._eligible.modules, self._parts)
+        try:
+            self._stand_before([*first, *self._eligible.particular])
+            yield
+            for module in first:  # what was not called may be one of which only the parts are
+                self._parts[module].passed |= not self._parts[module].called
+        finally:
+            for module, own in self._stood.items():
+                if own is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = own
+            self._stood.clear()
+
+    def _stand_before(self, modules: Iterable[nn.Module]) -> None:
+        for module in modules:
+            if module not in self._stood:
+                self._stood[module] = vars(module).get("forward")
+                module.__dict__["forward"] = self._shadow(module, self._stood[module])
+
+    def _shadow(self, module: nn.Module, own: Any) -> Any:
+        part = self._parts.get(module)
+        if part is None:
+            return partial(_in_plain_tensors, self, module, own)
+        if part.shadow is None or part.own is not own:
+            if part.shadow is not None:
+                part.forget()
+            part.shadow, part.own = partial(_called, self, module, own), own
+        return part.shadow
+
+    def _after(self) -> None:
+        tokens = {token for part in self._parts.values() for token in part.tokens()}
+        if gone := self._tokens - tokens:
+            dropped = self._library.drop(lambda kind: kind.token in gone)
+            if dropped:
+                self.say("FeatureCache: the frozen part was changed by somebody else; the rows of it are dropped")
+        self._tokens = tokens
+        names = {shelf.name for shelf in self._library.shelves if shelf.store.bytes and not shelf.wrong}
+        for name in sorted(names - self._told):
+            self.say(f"FeatureCache: what comes out of '{name}' is kept")
+        self._told |= names
+
+    # ---- modules, as they are called in a step
+
+    def called(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A frozen module is called."""
+        if self._step is None:
+            return forward(*args, **kwargs)
+        part = self._parts[module]
+        part.called = True
+        if part.whole is None and part.hooked():
+            part.judge("has a hook inside", final=True)
+            self._stand_before(entries(module.modules(), self._parts))
+        return self._step.call(part, forward, args, kwargs)
+
+    def plain(self, args: Any, kwargs: Any) -> None:
+        """Give a module plain tensors."""
+        if self._step is not None:
+            self._step.realize(args, kwargs)
+
+    # ---- epochs and the end
+
+    def epoch_end(self) -> None:
+        """Turn off when a whole epoch that began with rows found none of them: the inputs are new each time."""
+        self._new_epoch = True
+        if not self.off and self._library.epoch_end():
+            self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
+
+    def forget(self) -> None:
+        """Drop all rows and all that is known; the next step looks anew."""
+        self.report()
+        self._library.clear()
+        self._parts, self._eligible = {}, None
+        self._told.clear()
+        self._tokens.clear()
+        self.rows = self.hits = 0
+
+    def report(self) -> None:
+        """Say what was saved since what is frozen is what it is."""
+        kept = [shelf for shelf in self._library.shelves if shelf.store.bytes]
+        if kept and self.rows:
+            size = sum(shelf.store.bytes for shelf in kept)
+            self.say(
+                f"FeatureCache, up to {describe(kept)}: {self.hits:,} of {self.rows:,} rows served, "
+                f"{size / 2**20:.1f} MiB kept"
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(text)
+
+    def turn_off(self, why: str) -> None:
+        """Stay out of the way for the rest of the run."""
+        self.forget()
+        self.off = why
+        self.warn(f"FeatureCache is off: {why.removesuffix('.')}.")
+
+    def close(self) -> None:
+        """Give memory and files back. A closed memo runs steps as they are."""
+        self.forget()
+        self.off = self.off or "closed"
+
+
+def _called(memo: FrozenMemo | None, module: nn.Module, own: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """`forward` of a frozen module within a step; in a copy of the module there is no memo."""
+    forward = own if own is not None else partial(type(module).forward, module)
+    return forward(*args, **kwargs) if memo is None else memo.called(module, forward, args, kwargs)
+
+
+def _in_plain_tensors(memo: FrozenMemo | None, module: nn.Module, own: Any, /, *args: Any, **kwargs: Any) -> Any:
+    forward = own if own is not None else partial(type(module).forward, module)
+    if memo is not None:
+        memo.plain(args, kwargs)
+    return forward(*args, **kwargs)
+
+
+def _settings() -> tuple[Any, ...]:
+    """Global torch settings that change a module's output."""
+    backends = torch.backends
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        backends.cudnn.enabled,
+        backends.cudnn.benchmark,
+        backends.cudnn.allow_tf32,
+        backends.mkldnn.enabled if hasattr(backends.mkldnn, "enabled") else None,
+    )
+
+
+def batch_rows(batch: Any) -> int | None:
+    """How many rows a batch has: as many as it has labels, in one dimension; else as its first tensor."""
+    tensors: list[Tensor] = []
+    with suppress(Unknown):
+        flatten(batch, tensors, mutable=True)
+    labels = [len(tensor) for tensor in tensors if tensor.dim() == 1]
+    sizes = [len(tensor) for tensor in tensors if tensor.dim()]
+    return next(iter((*labels, *sizes)), None) or None

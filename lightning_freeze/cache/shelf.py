@@ -1,0 +1,159 @@
+"""The rows of one result: looked up, served, compared and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_freeze.cache.row_index import RowIndex
+from lightning_freeze.cache.row_store import Entry, Key, RowStore
+
+
+@dataclass
+class Lookup:
+    """What is known of the rows of a batch.
+
+    Attributes:
+        keys: of each row.
+        entries: of each row; None: it is not there.
+    """
+
+    keys: Sequence[Key]
+    entries: list[Entry | None]
+    known: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = [place for place, entry in enumerate(self.entries) if entry is not None]
+        self.missing = [place for place, entry in enumerate(self.entries) if entry is None]
+
+    @property
+    def level(self) -> str:
+        """'same': exactly a batch that was computed as it is, in its order; 'moved': rows of several, or moved."""
+        batches = {entry.batch for entry in self.entries if entry is not None}
+        still = all(entry is not None and entry.place == place for place, entry in enumerate(self.entries))
+        return "same" if still and len(batches) == 1 else "moved"
+
+
+class Shelf:
+    """Stored rows of one result of one operation, of any batch size.
+
+    Args:
+        name: of the module that they come from, for messages.
+        store: room for them.
+        verify: compare stored rows with computed ones before they are used.
+        number: counts batches, over all processes.
+    """
+
+    def __init__(self, name: str, store: RowStore, verify: bool, number: Callable[[], int]) -> None:
+        self.name, self.store, self.verify, self._number = name, store, verify, number
+        self.index = RowIndex()
+        self.wrong = ""  # why rows are not served
+        self.asked = self.found = 0  # rows, in this epoch
+        self.before = False  # rows were there when the epoch began
+
+    def look(self, size: int, keys: Sequence[Key]) -> Lookup:
+        """What is known of the rows with these keys, for a batch of this size."""
+        found = Lookup(keys, self.index.find(size, keys))
+        self.asked += size
+        self.found += len(found.known)
+        return found
+
+    def usable(self, look: Lookup) -> bool:
+        """Whether the known rows may be used."""
+        if self.wrong or not look.known:
+            return False
+        return not self.verify or self.index.proven(len(look.keys), look.level)
+
+    def gather(self, look: Lookup) -> Tensor:
+        """The known rows."""
+        return self.store.get([entry.slot for entry in look.entries if entry is not None])
+
+    def fewer(self, look: Lookup) -> int | None:
+        """The smallest batch for the missing rows, in steps of an eighth, that may give the bits of the whole one."""
+        size = len(look.keys)
+        step = -(-size // 8)
+        sizes = range(-(-len(look.missing) // step) * step, size, step)
+        return next((few for few in sizes if not self.index.apart(few, size)), None)
+
+    def learn(self, look: Lookup, rows: Tensor) -> None:
+        """Compare computed rows with those that are stored, and store the others."""
+        if self.wrong:
+            return
+        self._compare(look, rows)
+        if look.missing and not self.wrong:
+            self._compare_sizes(look, rows)
+            self.insert(look, look.missing, rows[look.missing], len(look.keys))
+
+    def _compare(self, look: Lookup, rows: Tensor) -> None:
+        if not look.known or not self.verify or self.usable(look):
+            return
+        stored, level = self.gather(look), look.level
+        if same_bits(rows[look.known], stored.to(rows.device)):
+            self.index.confirmed(len(look.keys), level, stored.numel())
+            return
+        others = "in another batch" if level == "moved" else "a second time"
+        self.wrong = f"'{self.name}' gives a row other values when it is computed {others}"
+
+    def _compare_sizes(self, look: Lookup, rows: Tensor) -> None:
+        """Are rows of batches of another size the same? Then they are there for this size too."""
+        size = len(look.keys)
+        for other in self.index.others(size):
+            found = [
+                (place, entry) for place, entry in enumerate(self.index.find(other, look.keys)) if entry is not None
+            ]
+            if found:
+                stored = self.store.get([entry.slot for _, entry in found]).to(rows.device)
+                equal = same_bits(rows[[place for place, _ in found]], stored)
+                self.index.compared(size, other, stored.numel(), equal)
+        look.entries = self.index.find(size, look.keys)
+        look.__post_init__()
+
+    def tried(self, few: int, values: Tensor, wanted: Tensor, size: int) -> None:
+        """A smaller batch was computed beside the whole one."""
+        self.index.compared(few, size, wanted.numel(), same_bits(values, wanted))
+
+    def insert(self, look: Lookup, places: Sequence[int], rows: Tensor, size: int) -> None:
+        """Store rows that were computed in a batch of this size."""
+        number = self._number()
+        keys = [look.keys[place] for place in places]
+        slots = self.store.put(keys, rows, size, number, places)
+        pairs = zip(keys, slots, places, strict=False)
+        self.index.add(size, [(key, Entry(slot, number, place)) for key, slot, place in pairs])
+
+    def epoch_end(self) -> bool:
+        """Whether an epoch that began with rows found none of them: the inputs are new each time."""
+        fruitless = self.before and self.asked > 0 and not self.found
+        self.before = bool(self.store.bytes)
+        self.asked = self.found = 0
+        return fruitless
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype are equal bit for bit: NaN equals itself, and 0 is not -0."""
+    return torch.equal(*(t.contiguous().view(torch.uint8) if t.dim() else t for t in (one, other)))
+
+
+def rows_first(tensor: Tensor, dim: int | None) -> Tensor:
+    """A view whose first dimension is that of the rows; all of it is one row where there is none."""
+    return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+
+
+def put_rows(facts: Any, known: list[int], stored: Tensor, missing: list[int], filled: Tensor | None) -> Tensor:
+    """A tensor with the recorded shape and strides, of stored rows and of those that were computed."""
+    stored = stored.to(facts.device)
+    if not missing and facts.rows_dim == 0 and tuple(stored.stride()) == facts.stride and stored.shape == facts.shape:
+        return stored
+    made = torch.empty_strided(facts.shape, facts.stride, dtype=facts.dtype, device=facts.device)
+    rows = rows_first(made, facts.rows_dim)
+    if not missing:
+        rows.copy_(stored)
+        return made
+    rows[known] = stored
+    if filled is not None:
+        rows[missing] = filled
+    return made
