@@ -138,7 +138,7 @@ def _squeezed(given: Given, args: Any, kwargs: Any) -> int | None:
     if rows is None or not isinstance(dim, int) or dim % args[0].dim() == rows:
         return None
     dim %= args[0].dim()
-    return rows - (dim < rows and args[0].shape[dim] == 1)
+    return rows - int(dim < rows and args[0].shape[dim] == 1)
 
 
 def _indexed(given: Given, args: Any, kwargs: Any) -> int | None:

@@ -16,8 +16,15 @@ from torch import Tensor
 
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "requires_grad", "layout", "is_leaf", "grad_fn", "names")
 _FLAGS = ("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_mps", "is_xpu", "is_mkldnn")
-_METHODS = ("size", "dim", "numel", "nelement", "ndimension", "__len__", "is_floating_point", "is_complex")
-_METHODS += (
+_METHODS = [
+    "size",
+    "dim",
+    "numel",
+    "nelement",
+    "ndimension",
+    "__len__",
+    "is_floating_point",
+    "is_complex",
     "element_size",
     "get_device",
     "is_signed",
@@ -26,8 +33,8 @@ _METHODS += (
     "is_contiguous",
     "__hash__",
     "is_conj",
-)
-_METHODS += ("is_neg",)
+    "is_neg",
+]
 
 
 def _facts() -> set[Any]:
@@ -50,6 +57,9 @@ class Meeting(Protocol):
 
     def value(self, lazy: Lazy) -> Tensor:
         """The values of a lazy tensor."""
+
+    def make_real(self, lazy: Lazy) -> None:
+        """Turn a lazy tensor into a plain one."""
 
 
 class Lazy(Tensor):
@@ -76,7 +86,9 @@ class Lazy(Tensor):
         return Lazy.meet(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch itself calls it as a class method
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """What comes by way of C++, vmap or a compiled function."""
         return func(*Lazy.plain(args), **Lazy.plain(kwargs or {}))
 
@@ -101,11 +113,11 @@ def plain(tree: Any) -> Any:
 def spare_from_compiler() -> None:
     """Keep a compiled function, which is given a lazy tensor, from compiling what is done for it."""
     if "torch._dynamo" in sys.modules and Lazy.meet is _meet:  # who compiles has imported it; it takes a second
-        Lazy.meet = staticmethod(torch.compiler.disable(_meet))  # type: ignore[method-assign]
-        Lazy.plain = staticmethod(torch.compiler.disable(plain))  # type: ignore[method-assign]
+        Lazy.meet = staticmethod(torch.compiler.disable(_meet))  # type: ignore[no-untyped-call]
+        Lazy.plain = staticmethod(torch.compiler.disable(plain))  # type: ignore[no-untyped-call]
 
 
-Lazy.meet, Lazy.plain = staticmethod(_meet), staticmethod(plain)  # type: ignore[method-assign]
+Lazy.meet, Lazy.plain = staticmethod(_meet), staticmethod(plain)
 
 
 def first_lazy(tree: Any) -> Lazy | None:

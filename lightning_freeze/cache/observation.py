@@ -73,7 +73,7 @@ class Probe(Tensor):
         watcher = Probe.watcher
         if watcher is not None and getattr(func, "__name__", "") in _READS:
             watcher.flaw("reads a value")
-        result = super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         if watcher is not None:
             watcher.made(result)
         return result
@@ -209,7 +209,7 @@ def _watched(watcher: _Watcher, module: nn.Module, given: list[Tensor], call: Ca
         if (alive := reference()) is not None and type(alive) is Probe:
             if id(alive) not in kept:
                 watcher.flaw("keeps a tensor that it made or was given")
-            alive.__class__ = Tensor
+            alive.__class__ = Tensor  # type: ignore[assignment]
     return result
 
 
@@ -241,16 +241,17 @@ def _plainly(forward: Callable[..., Any], watcher: _Watcher) -> Callable[..., An
     """They take another way where they meet a subclass."""
 
     def plain(*args: Any, **kwargs: Any) -> Any:
-        result = forward(*_map(args, _as_tensor), **_map(kwargs, _as_tensor))
+        once: dict[int, Tensor] = {}  # attention asks whether its arguments are one tensor
+
+        def as_tensor(tensor: Tensor) -> Tensor:
+            return once.setdefault(id(tensor), tensor.as_subclass(Tensor) if type(tensor) is Probe else tensor)
+
+        result = forward(*_map(args, as_tensor), **_map(kwargs, as_tensor))
         result = _map(result, lambda one: one.as_subclass(Probe))
         watcher.made(result)
         return result
 
     return plain
-
-
-def _as_tensor(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(Tensor) if type(tensor) is Probe else tensor
 
 
 def _map(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -278,7 +279,7 @@ def _unprobe(result: Any, originals: dict[int, Tensor], watcher: _Watcher) -> An
         if id(one) in originals:
             watcher.flaw("returns what it was given")
         if type(one) is Probe:
-            one.__class__ = Tensor
+            one.__class__ = Tensor  # type: ignore[assignment]
     return result
 
 

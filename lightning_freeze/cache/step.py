@@ -40,7 +40,10 @@ def unusual() -> bool:
         if not all(isinstance(mode, _EXEMPT) for mode in modes):
             return True
     hooks = nn.modules.module
-    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks) or torch.jit.is_tracing()
+    return (
+        bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 class Step:
@@ -144,7 +147,8 @@ class Step:
         counts = {leaf.rows for leaf in leaves if leaf.rows_dim is not None}
         if len(counts) > 1 or not leaves:
             return None
-        described, before, joins = [], [], False
+        described: list[Any] = []
+        before, joins = [], False
         for one in inputs:
             if isinstance(one, Node):
                 described.append((one.op.kind, one.place, tuple(leaves[leaf] for leaf in one.op.leaves)))
@@ -312,7 +316,9 @@ class Step:
             if dim is None and op.kind.rows_dims:
                 return None
             shape, stride = tuple(result.shape), tuple(result.stride())
-            found.append(Facts(shape, stride, result.dtype, result.device, dim, view, same, result.storage_offset()))
+            found.append(
+                Facts(shape, stride, result.dtype, result.device, dim, view, same, int(result.storage_offset()))
+            )
         return found
 
     def _rows_dim(self, op: Op, result: Tensor) -> int | None:
@@ -379,7 +385,8 @@ class Step:
             )
             keys = row_keys([keys.unsqueeze(0)], 1) if whole and len(keys) > 1 else keys
             self._keys[key] = [(one, other) for one, other in keys.tolist()]
-        return self._keys[key]
+        found: list[tuple[int, int]] = self._keys[key]
+        return found
 
     # ---- values
 

@@ -67,7 +67,7 @@ def flatten(tree: Any, tensors: list[Tensor], rows: int | None = None, mutable: 
 
 
 def _flatten_object(tree: Any, tensors: list[Tensor], rows: int | None, mutable: bool) -> Hashable:
-    cls = type(tree)
+    cls: Any = type(tree)
     if not mutable and not isinstance(tree, tuple):
         raise Unknown(f"{cls.__name__}")
     if isinstance(tree, tuple):  # a namedtuple, or what torch returns (torch.return_types)
@@ -130,7 +130,8 @@ def _build_tuple(spec: Any, parts: list[Any]) -> Any:
 
 def _build_mapping(spec: Any, parts: list[Any]) -> Any:
     pairs = dict(zip(spec[2], parts, strict=True))
-    return spec[1](**pairs) if dataclasses.is_dataclass(spec[1]) else spec[1](pairs)
+    cls: Any = spec[1]
+    return cls(**pairs) if dataclasses.is_dataclass(spec[1]) else cls(pairs)
 
 
 # Where the parts begin in a record, for what has parts.
