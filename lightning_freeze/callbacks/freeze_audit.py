@@ -87,8 +87,7 @@ class FreezeAudit(FreezeCallback):
 
     # ---- what is watched
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def begin(self, trainer: Trainer) -> None:
         self.seconds, self.audits = 0.0, 0
         started = time.perf_counter()
         # the weights of a checkpoint are there by now, with any strategy

@@ -85,8 +85,7 @@ class FreezeMonitor(FreezeCallback):
         if self._timeline.samples:  # resumed: what changed so far is how things were, not a change of the run
             self._changed = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def begin(self, trainer: Trainer) -> None:
         run = session_of(trainer).view()
         self._members = stage_members(run)
         self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
@@ -95,7 +94,8 @@ class FreezeMonitor(FreezeCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self._sample(trainer, session_of(trainer).view())
+        if not session_of(trainer).waits:
+            self._sample(trainer, session_of(trainer).view())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)

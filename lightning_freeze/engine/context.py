@@ -12,12 +12,11 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, as_patterns, select_names
 from lightning_freeze.schedule.moments import Moment, Progress
-from lightning_freeze.stages.discover import discover_stages
+from lightning_freeze.stages.discovery import Discovery
 from lightning_freeze.stages.naming import distinct
 from lightning_freeze.stages.stage import BoundStage, Stage, Stages, as_stage, is_named
 
 NextStart = Callable[[Progress], Moment | None]  # of `Policy.next_start`
-Discovered = dict[int | None, list[Stage]]  # by the limit of their number
 
 
 class Context:
@@ -27,7 +26,7 @@ class Context:
         model: the module that names are of.
         shared: the stages that the policies of the run offer each other (`LayerwiseLR` counts by those of
             `GradualUnfreeze`).
-        discovered: what has been discovered in this model before; added to.
+        discovery: finds the stages that nobody named.
         next_starts: how to ask each policy of the run when it unfreezes something next.
     """
 
@@ -35,14 +34,14 @@ class Context:
         self,
         model: nn.Module,
         shared: Sequence[Stages] = (),
-        discovered: Discovered | None = None,
+        discovery: Discovery | None = None,
         next_starts: Sequence[NextStart] = (),
     ) -> None:
         self.model = model
         self.shared = list(shared)
         self.next_starts = list(next_starts)
         self.index = ModelIndex(model)
-        self._discovered: Discovered = {} if discovered is None else discovered
+        self.discovery = discovery or Discovery()
 
     def select(self, patterns: Patterns, owner: str) -> list[str]:
         """Parameter names that the patterns select.
@@ -99,10 +98,7 @@ class Context:
     def _list(self, stages: Stages, owner: str) -> list[Stage]:
         if not isinstance(stages, str | int):
             return _distinct([as_stage(stage, place, owner) for place, stage in enumerate(stages)], stages)
-        limit = None if isinstance(stages, str) else stages
-        if limit not in self._discovered:
-            self._discovered[limit] = discover_stages(self.model, max_stages=limit)
-        return self._discovered[limit]
+        return self.discovery.stages(self.index, None if isinstance(stages, str) else stages)
 
 
 def _distinct(stages: Sequence[Stage], given: Sequence[Any]) -> list[Stage]:

@@ -31,6 +31,7 @@ Snapshot = Mapping[str, Any]  # of `engine.snapshot.take`
 class Freezing:
     """What to freeze, and when: names, eval mode, and the state that a checkpoint keeps."""
 
+    thaw: bool = False  # True for a policy that also unfreezes what required no gradient before the fit
     snapshot: Snapshot | None = None  # weights that the policy keeps to restore later; saved with each checkpoint
 
     @property
@@ -46,6 +47,13 @@ class Freezing:
 
         Raises:
             PlanError: the policy cannot work with it.
+        """
+
+    def begin(self, trainer: Any) -> None:
+        """Training begins: names are bound, and everything is as the policies want it.
+
+        Args:
+            trainer: the Lightning Trainer.
         """
 
     def bind(self, context: Context) -> Binding:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.engine import snapshot
-from lightning_freeze.engine.context import Context, Discovered
+from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Binding, Change, Wants
 from lightning_freeze.engine.frozen_before import check_stages_train
 from lightning_freeze.engine.held_modules import HeldModules
@@ -30,6 +30,7 @@ from lightning_freeze.optim.joining import join_homeless
 from lightning_freeze.optim.slots import PLACEMENTS, Placement
 from lightning_freeze.optim.slotted import SlottedOptimizer
 from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.discovery import Discovery
 
 
 class Reconciler:
@@ -42,7 +43,7 @@ class Reconciler:
         schedulers: the LR schedulers of these optimizers.
         agree: called with the new trainable set before anything changes; raises when ranks differ.
         rebuild: called after a change of the trainable set; builds a DDP wrapper anew and says whether it did.
-        discovered: stages that have been discovered in this model before.
+        discovery: finds the stages that nobody named.
 
     Raises:
         FreezeError: names, arguments, optimizers or schedulers that cannot work; nothing has changed then.
@@ -56,11 +57,12 @@ class Reconciler:
         schedulers: Sequence[Any] = (),
         agree: Callable[[frozenset[str]], None] = lambda trainable: None,
         rebuild: Callable[[], bool] = lambda: False,
-        discovered: Discovered | None = None,
+        discovery: Discovery | None = None,
     ) -> None:
         self.policies = list(policies)
         starts = [policy.next_start for policy in self.policies]
-        self.context = Context(model, shared_stages(self.policies), discovered, starts)
+        self.context = Context(model, shared_stages(self.policies), discovery, starts)
+        self.context.discovery.thaw = any(policy.thaw for policy in self.policies)
         self.index = self.context.index
         check_initialized(self.index, ", ".join(dict.fromkeys(policy.title for policy in self.policies)))
         self.bindings = [policy.bind(self.context) for policy in self.policies]
@@ -105,7 +107,7 @@ class Reconciler:
         return RunView(
             self.index, tuple(self.policies), tuple(self.bindings), self.before, self.labels, self.progress,
             self.trainable, tuple(self.wants), self._modules.held, self._modules.modes_before, self._is_sharded,
-            self._modules.branching, self.can_train, tuple(self.optimizers),
+            self._modules.branching, self.can_train, tuple(self.optimizers), tuple(self.context.discovery.remarks),
         )  # fmt: skip
 
     def reconcile(self, progress: Progress, *, modes: bool = True) -> Change:
@@ -247,6 +249,7 @@ class Reconciler:
             "trainable": sorted(self.trainable),
             "policies": [entry_of(policy) for policy in self.policies],
             "optimizers": [slotted.record() for slotted in self.optimizers],
+            "discovered": self.context.discovery.record(),
         }
         return gathered(record)  # type: ignore[no-any-return]
 

@@ -56,6 +56,7 @@ class RunView:
         sharded: whether ranks hold parts of parameters, so that the bits differ among ranks.
         branching: frozen modules that are not held, because their own forward branches on `self.training`.
         can_train: parameters that required a gradient before the fit, or that a policy thaws.
+        remarks: what a user may not expect of the stages that were discovered.
     """
 
     index: ModelIndex
@@ -72,6 +73,7 @@ class RunView:
     branching: frozenset[Place] = frozenset()
     can_train: frozenset[str] = frozenset()
     _slotted: tuple[SlottedOptimizer, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def optimizers(self) -> list[Optimizer]:

@@ -54,7 +54,7 @@ def dry_run(model: nn.Module, arguments: object) -> None:
         model: what is called.
         arguments: a tensor is the one argument, a tuple or list holds positional arguments, a dict keyword arguments.
     """
-    with untouched(model), _eager(), torch.no_grad():
+    with untouched(model), eagerly(), torch.no_grad():
         if isinstance(arguments, dict):
             model(**arguments)
         elif isinstance(arguments, list | tuple):
@@ -63,7 +63,7 @@ def dry_run(model: nn.Module, arguments: object) -> None:
             model(arguments)
 
 
-def _eager() -> AbstractContextManager[Any]:
+def eagerly() -> AbstractContextManager[Any]:
     """Compiled parts run as they were written: nothing is compiled for the sake of one forward."""
     # Where nothing is compiled there is no need to import the compiler, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -17,6 +17,7 @@ from lightning_freeze.auditing.violations import group_violations
 from lightning_freeze.engine.policy import Policy
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.errors import FreezeError, OptimizerError, PlanError
+from lightning_freeze.model.undone import same_random_state
 from lightning_freeze.optim.state import state_after_step
 from lightning_freeze.preview import config
 from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
@@ -26,7 +27,7 @@ from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.trainer.run_length import calendar_of
-from lightning_freeze.trainer.session import last_moment, session_of
+from lightning_freeze.trainer.session import Session, last_moment, session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
 OnChange = Callable[[Any, Any, Reconciler], None]
@@ -78,7 +79,9 @@ def preview(
     meta: bool = False,
     worlds: Sequence[int] = (),
 ) -> Preview:
-    """Simulate the fit that a LightningCLI config describes: nothing is trained, no batch is read, no GPU is touched.
+    """Simulate the fit that a LightningCLI config describes: nothing is trained, no GPU is touched.
+
+    A batch is read only where stages have to be discovered and the module has no `example_input_array`.
 
     Args:
         files: the configs; a later one wins.
@@ -201,6 +204,8 @@ def _simulate(
         f"{package}.core.optimizer"
     )._init_optimizers_and_lr_schedulers(model)
     session.start(trainer, model)
+    if session.waits:
+        _show_a_batch(session, trainer, model, None if steps_per_epoch else built.data or model)
     run = session.reconciler
     assert run is not None
     if any(policy.needs_run_length for policy in policies):
@@ -237,6 +242,17 @@ def _add_shares(
         before = found.setdefault((world, sharded), {}).get(trainable, now)
         found[world, sharded][trainable] = max(now, before, key=lambda one: one.total)
     return found
+
+
+def _show_a_batch(session: Session, trainer: Any, model: Any, source: Any) -> None:
+    """Let a batch of the training data show the stages that nobody named, where there is one."""
+    try:
+        with same_random_state():
+            batch = trainer.strategy.batch_to_device(next(iter(source.train_dataloader())))
+    except Exception:
+        session.assume(trainer, model)  # the length of an epoch was given because the data is not here
+    else:
+        session.see(trainer, model, batch, 0)
 
 
 def _processes(asked: Mapping[str, Any], remarks: list[str]) -> int:

@@ -54,7 +54,7 @@ def start_table(run: RunView, end: Progress | None = None, width: int | None = N
     name, width = run.index.model_name, width or screen_width()
     title = f"lightning_freeze: {name}, {trains:,} of {total:,} parameters ({trains / (total or 1):.1%}) train now"
     of_policies = [line for policy in run.policies for line in policy.remarks()]
-    remarks = [*notes, *backward_remarks(run), *run_remarks(run), *of_policies]
+    remarks = [*notes, *run.remarks, *backward_remarks(run), *run_remarks(run), *of_policies]
     wrapped = [line for text in remarks for remark in text.splitlines() for line in paragraph(remark, width)]
     return "\n".join([*paragraph(title, width), grid(_COLUMNS, rows, width), *wrapped])
 

@@ -50,12 +50,11 @@ def discover_stages(model: nn.Module, example_input: object = None, max_stages: 
 
 def stages_of(index: ModelIndex, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
     """`discover_stages` on an index that is already there."""
-    if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int) or max_stages < 1):
-        raise PlanError(f"discover_stages: max_stages must be a whole number of at least 1, got {max_stages!r}")
+    check_most(max_stages)
     check_initialized(index, "discover_stages")
     if not index.parameters:
         return []
-    usage = _usage(index, example_input)
+    usage = usage_of(index, example_input)
     return stages_from(index, join(*levels_of(units_of(index, usage), usage)), max_stages)
 
 
@@ -66,7 +65,18 @@ def stages_from(index: ModelIndex, levels: list[Level], max_stages: int | None) 
     return [Stage(*named) for named in zip(_names(levels, patterns, index), patterns, strict=True)][::-1]
 
 
-def _usage(index: ModelIndex, example_input: object) -> Usage:
+def check_most(max_stages: int | None) -> None:
+    """Refuse a limit that is no number of stages.
+
+    Raises:
+        PlanError: it is not a whole number of at least 1.
+    """
+    if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int) or max_stages < 1):
+        raise PlanError(f"discover_stages: max_stages must be a whole number of at least 1, got {max_stages!r}")
+
+
+def usage_of(index: ModelIndex, example_input: object = None) -> Usage:
+    """What a forward with the input, or with the model's own, shows; nothing without one."""
     if example_input is not None:
         return record_usage(index, example_input)
     attribute = getattr(index.modules[""].module, "example_input_array", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -26,11 +26,21 @@ class Look:
         levels: what can train, by its distance to the loss; the input first.
         detached: parameters that can train, were used, and are not part of any loss: an averaged target.
         uncalled: parameters that can train and were not used in this step.
+        order: what the levels follow: "distance to the loss", "use" or "registration".
     """
 
     levels: list[Level]
-    detached: list[str]
-    uncalled: list[str]
+    detached: list[str] = field(default_factory=list)
+    uncalled: list[str] = field(default_factory=list)
+    order: str = "distance to the loss"
+
+    def plain(self) -> Look:
+        """The same without what only served to find it, to be sent to other ranks."""
+        levels = [
+            replace(level, units=tuple(replace(unit, bits=0, inputs=0) for unit in level.units))
+            for level in self.levels
+        ]
+        return replace(self, levels=levels)
 
     def stages(self, index: ModelIndex, most: int | None = None) -> list[Stage]:
         """At most so many stages, the head first."""
@@ -71,10 +81,16 @@ def without_loss(mode: UsageMode | None, index: ModelIndex, trains: Collection[s
     if mode is not None:
         fill_from_calls(index, mode.usage)
         usage = mode.usage if mode.usage.first.keys() >= set(trains) else usage
-    return Look(_levels(index, usage, trains), [], [])
+    return in_order(index, usage, trains)
+
+
+def in_order(index: ModelIndex, usage: Usage, trains: Collection[str]) -> Look:
+    """The levels of what can train as a forward used it; nothing is known of a loss."""
+    return Look(_levels(index, usage, trains), order="use" if usage.first else "registration")
 
 
 def _levels(index: ModelIndex, usage: Usage, trains: Collection[str], kin: Kin | None = None) -> list[Level]:
+    trains = set(trains)
     units = [part for unit in units_of(index, usage) if (part := _part(unit, index, trains)) is not None]
     return join(*levels_of(units, usage, kin)) if units else []
 

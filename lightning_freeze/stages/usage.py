@@ -76,7 +76,7 @@ class UsageMode(TorchFunctionMode):
         with_gradient: look only at what is done in grad mode: an average of weights is no use of them.
     """
 
-    def __init__(self, index: ModelIndex, inputs: object, *, with_gradient: bool = False) -> None:
+    def __init__(self, index: ModelIndex, inputs: object = (), *, with_gradient: bool = False) -> None:
         super().__init__()
         self.index, self.usage, self.clock = index, Usage(), itertools.count()
         self.with_gradient = with_gradient
@@ -90,6 +90,10 @@ class UsageMode(TorchFunctionMode):
         for name, parameter in index.parameters.items():
             self._know(name, parameter)
         self.origins.update(dict.fromkeys(index.buffers.values(), ()))
+        self.take_inputs(inputs)
+
+    def take_inputs(self, inputs: object) -> None:
+        """Follow what the forward works on."""
         for tensor in tensors_in(inputs):
             self.masks[tensor] = FROM_INPUT
 

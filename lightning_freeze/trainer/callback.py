@@ -29,14 +29,22 @@ class FreezeCallback(Policy, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # on_train_epoch_start is skipped for the first epoch after a resume from within an epoch
-        session_of(trainer).reconcile(trainer, pl_module)
+        session = session_of(trainer)
+        session.reconcile(trainer, pl_module)
+        if not session.waits:
+            self.begin(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         session_of(trainer).reconcile(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         session = session_of(trainer)
-        if session.next_step < float("inf") and session.step_is_due(trainer, batch_idx):
+        if session.waits:
+            session.see(trainer, pl_module, batch, batch_idx)
+            session.reconcile(trainer, pl_module)
+            for policy in session.policies:
+                policy.begin(trainer)
+        elif session.next_step < float("inf") and session.step_is_due(trainer, batch_idx):
             session.reconcile(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

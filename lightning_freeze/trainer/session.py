@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_freeze.engine.context import Context, Discovered
+from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Change
 from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.reconciler import Reconciler
@@ -19,13 +20,16 @@ from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.engine.updates import Updates
 from lightning_freeze.errors import PlanError, ResumeError
 from lightning_freeze.model.index import is_compiled
+from lightning_freeze.optim.slotted import SlottedOptimizer
 from lightning_freeze.report.changes import change_line
 from lightning_freeze.report.rendering import show
 from lightning_freeze.report.table import start_table
 from lightning_freeze.schedule.calendar import Calendar
 from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.stages.discovery import StagesPending
 from lightning_freeze.trainer import averaging
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
+from lightning_freeze.trainer.auto_stages import AutoStages
 from lightning_freeze.trainer.compiling import Compiling
 from lightning_freeze.trainer.ddp import rebuild
 from lightning_freeze.trainer.fsdp_checkpoints import peek, restore_loading, shadow_loading
@@ -62,7 +66,10 @@ class Session:
         self.over = False
         self.next_step = math.inf
         self._checked = False
-        self._discovered: Discovered = {}  # one forward for setup and fit start together
+        self.waits = False  # for the first batch, which shows the stages that nobody named
+        self._auto = AutoStages()
+        self._slotted: list[SlottedOptimizer] = []
+        self._run: tuple[Trainer, LightningModule] | None = None
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
         self._calendar: Calendar | None = None
@@ -70,7 +77,6 @@ class Session:
         self._announced = False
         self._finished = False
         self._compiling: Compiling | None = None
-        self._strategy: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
@@ -93,31 +99,42 @@ class Session:
             policy.check_trainer(trainer)
         if _is_whole(model):
             starts = [policy.next_start for policy in self.policies]
-            context = Context(model, shared_stages(self.policies), self._discovered, starts)
+            self._auto.thaw = any(policy.thaw for policy in self.policies)
+            context = Context(model, shared_stages(self.policies), self._auto, starts)
             for policy in self.policies:
-                policy.bind(context)
+                with suppress(StagesPending):
+                    policy.bind(context)
 
     def start(self, trainer: Trainer, model: LightningModule) -> None:
         """At `on_fit_start`: optimizers exist, with everything in them; a checkpoint may wait to be loaded."""
-        if self.reconciler is not None:
-            return
-        check_optimizers(trainer.optimizers, self.policies[0].title)
+        if self.reconciler is None and not self.waits:
+            check_optimizers(trainer.optimizers, self.policies[0].title)
+            self._run = trainer, model
+            shadow_loading(trainer.strategy, self._slotted, self._before_load)
+            self._bind(trainer, model)
+
+    def _bind(self, trainer: Trainer, model: LightningModule) -> None:
+        """Split the optimizers and freeze; where stages are not known yet, wait for the first batch or a checkpoint."""
         unused = any(policy.idles for policy in self.policies)
-        self.reconciler = Reconciler(
-            model,
-            self.policies,
-            trainer.optimizers,
-            _schedulers(trainer, model),
-            agree=check_agreement,
-            rebuild=lambda: _rebuild(trainer.strategy, unused),
-            discovered=self._discovered,
-        )
+        try:
+            self.reconciler = Reconciler(
+                model,
+                self.policies,
+                trainer.optimizers,
+                _schedulers(trainer, model),
+                agree=check_agreement,
+                rebuild=lambda: _rebuild(trainer.strategy, unused),
+                discovery=self._auto,
+            )
+        except StagesPending:
+            self.waits = True
+            return
+        self.waits = False
+        self._slotted[:] = self.reconciler.optimizers
         if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
             self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
         if unused:
             _rebuild(trainer.strategy, unused)  # what follows does so only where something is frozen
-        self._strategy = trainer.strategy
-        shadow_loading(trainer.strategy, self.reconciler.optimizers, self._before_load)
         self._found = FoundRates(self._callbacks)
         averaging.protect(self._callbacks, self.view)
         if self._loaded is not None:
@@ -135,7 +152,8 @@ class Session:
     def reconcile(self, trainer: Trainer, model: LightningModule) -> Change:
         """Make everything as the policies want it now, and say what changed."""
         self.start(trainer, model)
-        assert self.reconciler is not None
+        if self.reconciler is None:
+            return Change()
         self._found.spread(self.reconciler)
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
             self._total_steps = self.run_length(trainer)
@@ -152,6 +170,16 @@ class Session:
         elif change:
             self._print(trainer, change_line(self.reconciler.view, change))
         return change
+
+    def see(self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the first batch, which shows the stages that nobody named; then everything can be bound."""
+        self._auto.see(trainer, model, batch, batch_idx)
+        self._bind(trainer, model)
+
+    def assume(self, trainer: Trainer, model: LightningModule) -> None:
+        """Go on without a batch: stages follow the order of registration."""
+        self._auto.load([])
+        self._bind(trainer, model)
 
     @staticmethod
     def run_length(trainer: Trainer) -> int:
@@ -237,8 +265,11 @@ class Session:
         record = checkpoint[_KEY]
         if record and record is not self._loaded:
             self._loaded = record
+            self._auto.load(record.get("discovered", []))
             if self.reconciler is not None:
                 self._take_up(record, modes=bool(self.reconciler.view.held))
+            elif self.waits and self._run is not None:
+                self._bind(*self._run)
 
     def _before_load(self, path: Any, weights_only: bool | None) -> None:
         """Where a checkpoint is loaded after the start: be as it was, before the optimizers load their state."""
@@ -261,7 +292,9 @@ class Session:
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
             averaging.unprotect(self._callbacks)
-            restore_loading(self._strategy, self.reconciler.optimizers)
+        if not self.over and self._run is not None:
+            restore_loading(self._run[0].strategy, self._slotted)
+            self._run = None
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True
