@@ -343,6 +343,7 @@ class TestResume:
         looks.clear()
 
         again, gradual = Model(), GradualUnfreeze(verbose=False)
+        saved = pl.callbacks.ModelCheckpoint(tmp_path / "again", "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         trainer([gradual, saved], 4, enable_checkpointing=True, limit_val_batches=0).fit(
             again, Batches(2), ckpt_path=str(tmp_path / "epoch=1.ckpt"), weights_only=False
         )
