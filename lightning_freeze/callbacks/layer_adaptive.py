@@ -10,14 +10,16 @@ from torch.optim import Optimizer
 
 from lightning_freeze import arguments
 from lightning_freeze.engine.context import Context
-from lightning_freeze.engine.declarations import Binding, Row
+from lightning_freeze.engine.declarations import Binding, Row, Wants
 from lightning_freeze.errors import PlanError
-from lightning_freeze.optim.layer_ratios import check_moments, moment_ratios, trust_ratios
+from lightning_freeze.optim.layer_ratios import EpochMeans, check_moments, gradient_ratios, moment_ratios, trust_ratios
 from lightning_freeze.optim.slots import Slot
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.stages.stage import Stage, check_stages
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
+
+_KINDS = {"moment_ratio": moment_ratios, "trust_ratio": trust_ratios, "gradient_ratio": gradient_ratios}
 
 
 class LayerAdaptiveLR(FreezeCallback):
@@ -26,18 +28,21 @@ class LayerAdaptiveLR(FreezeCallback):
     "moment_ratio": the mean, over all elements of the group, of |m| / (sqrt(v) + eps), with the bias-corrected
     moments of an Adam-family optimizer as they are when the step begins: near 1 where gradients agree from step to
     step, small where they are noise. "trust_ratio": |w| / |g| over the group (LARS, You et al., 2017,
-    arXiv:1708.03888), with any optimizer. The factor is 1 where there is nothing to compute it from: no state yet,
-    or a norm of 0. Factors are applied around the update, so that no scheduler sees them, and cost one
-    synchronisation with the GPU per step.
+    arXiv:1708.03888), with any optimizer. "gradient_ratio": |g| / |w| over the group, divided by the largest of all
+    groups of the optimizer, so at most 1 (Auto-RGN, Lee et al., 2023, arXiv:2210.11466). The factor is 1 where there is
+    nothing to compute it from: no state yet, or a norm of 0. Factors are applied around the update, so that no
+    scheduler sees them, and cost one synchronisation with the GPU per step.
 
     The factors of the last step are in `factors` (group -> factor), and logged as `factor/GROUP`.
 
     Args:
-        kind: "moment_ratio" or "trust_ratio".
+        kind: "moment_ratio", "trust_ratio" or "gradient_ratio".
         min_factor: smallest factor.
         max_factor: largest factor.
         stages: None: the groups that are there (yours, and the stages of the callbacks beside it). Otherwise as in
             `GradualUnfreeze`: each stage is a group.
+        every: "step", or with "gradient_ratio" also "epoch": the factors of an epoch are those of the mean ratios over
+            the steps of the epoch before, and all 1 in the first.
         verbose: print the table at the start, on rank 0.
 
     Raises:
@@ -52,13 +57,17 @@ class LayerAdaptiveLR(FreezeCallback):
 
     def __init__(
         self,
-        kind: Literal["moment_ratio", "trust_ratio"] = "moment_ratio",
+        kind: Literal["moment_ratio", "trust_ratio", "gradient_ratio"] = "moment_ratio",
         min_factor: float = 0.0,
         max_factor: float = 10.0,
         stages: str | int | Sequence[str | Sequence[str] | Stage] | None = None,
+        every: Literal["step", "epoch"] = "step",
         verbose: bool = True,
     ) -> None:
-        arguments.check_choice(kind, ("moment_ratio", "trust_ratio"), "kind", self.title)
+        arguments.check_choice(kind, ("moment_ratio", "trust_ratio", "gradient_ratio"), "kind", self.title)
+        arguments.check_choice(every, ("step", "epoch"), "every", self.title)
+        if every == "epoch" and kind != "gradient_ratio":
+            raise PlanError(f"{self.title}: every='epoch' can be used only with kind='gradient_ratio'")
         arguments.check_number(min_factor, "min_factor", self.title)
         arguments.check_number(max_factor, "max_factor", self.title)
         if not 0 <= min_factor <= max_factor or max_factor == 0:
@@ -72,11 +81,14 @@ class LayerAdaptiveLR(FreezeCallback):
         self.min_factor = float(min_factor)
         self.max_factor = float(max_factor)
         self.stages = stages
+        self.every = every
         self.verbose = verbose
         self.factors: dict[str, float] = {}
         self._prefixes: dict[int, str] = {}
         self._stepped = False  # with this batch: not within an accumulation window
         self._rows: list[Row] = []
+        self._places: dict[int, int] = {}  # optimizer -> its place in the run
+        self._means = EpochMeans()
 
     def bind(self, context: Context) -> Binding:
         stages = [] if self.stages is None else context.stages(self.stages, self.title)
@@ -91,17 +103,29 @@ class LayerAdaptiveLR(FreezeCallback):
                 check_moments(optimizer, self.title)
         several = len(optimizers) > 1
         self._prefixes = {id(one): f"optimizer{k}/" if several else "" for k, one in enumerate(optimizers)}
+        self._places = {id(one): place for place, one in enumerate(optimizers)}
         self.factors = {}
 
     @property
     def shapes_steps(self) -> bool:
         return True
 
+    def wants(self, progress: Progress) -> Wants:
+        self._means.begin(progress.epoch)
+        return Wants()
+
+    def observe(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> None:
+        if self.every == "epoch" and (ratios := gradient_ratios(optimizer)) is not None:
+            self._means.add(self._places[id(optimizer)], steps, ratios)
+
     def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
-        figures = moment_ratios if self.kind == "moment_ratio" else trust_ratios
-        ratios = figures(optimizer)
+        ratios = (
+            self._means.last(self._places[id(optimizer)]) if self.every == "epoch" else _KINDS[self.kind](optimizer)
+        )
         if ratios is None:
             return None
+        if self.kind == "gradient_ratio":
+            ratios = ratios / ratios.max()
         usable = ratios.isfinite() & (ratios > 0)
         factors: list[float] = torch.where(
             usable, ratios.clamp(self.min_factor, self.max_factor), 1.0
@@ -128,5 +152,13 @@ class LayerAdaptiveLR(FreezeCallback):
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
+    # ---- tables, checkpoints
+
     def rows(self, progress: Progress) -> list[Row]:
         return self._rows
+
+    def state_of_run(self) -> dict[str, Any]:
+        return {"means": self._means.record()} if self.every == "epoch" else {}
+
+    def load_state_of_run(self, state: dict[str, Any]) -> None:
+        self._means = EpochMeans.of(state.get("means", {}))

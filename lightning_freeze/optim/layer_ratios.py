@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import OptimizerError
-from lightning_freeze.optim.norms import gradient_scale, local, reduced, shares, total
+from lightning_freeze.model.dtensors import is_sharded_tensor
+from lightning_freeze.optim.norms import gradient_scale, local, reduced, shares, totals
 from lightning_freeze.optim.state import state_after_step
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,39 +22,65 @@ def moment_ratios(optimizer: Optimizer) -> Tensor | None:
 
     0 for a group without moments; None when there are none at all.
     """
-    weights = _weights(optimizer)
-    figures: list[Tensor | None] = []
-    for group in optimizer.param_groups:
-        moving = [p for p in group["params"] if _has_moments(optimizer.state.get(p))]
-        if not moving:
-            figures.append(None)
-            continue
-        ratios = _ratios([optimizer.state[p] for p in moving], group)
-        counts = [weights[p] for p in moving]
-        elements = sum(part.numel() * count for part, count in zip(ratios, counts, strict=True))
-        figures.append(_pair(total(ratios, counts, 1), elements))
-    return _quotients(figures, optimizer)
+    groups = [[p for p in group["params"] if _has_moments(optimizer.state.get(p))] for group in optimizer.param_groups]
+    if not any(groups):
+        return None
+    ratios = [
+        _ratios([optimizer.state[p] for p in moving], group) if moving else []
+        for moving, group in zip(groups, optimizer.param_groups, strict=True)
+    ]
+    counts = [shares(moving) for moving in groups]
+    sums = totals(ratios, counts, 1)
+    elements = [
+        sum(part.numel() * count for part, count in zip(parts, each, strict=True)) or 1.0
+        for parts, each in zip(ratios, counts, strict=True)
+    ]
+    if not _in_parts(optimizer):
+        return sums / sums.new_tensor(elements)
+    pairs = reduced(torch.stack([sums, sums.new_tensor(elements)]), _parameters(optimizer))
+    return pairs[0] / pairs[1]
 
 
 def trust_ratios(optimizer: Optimizer) -> Tensor | None:
     """|w| / |g| over the parameters of each group that have a gradient `[groups]`; 0 for a group without."""
-    weights = _weights(optimizer)
-    figures: list[Tensor | None] = []
-    for group in optimizer.param_groups:
-        moving = [p for p in group["params"] if p.grad is not None]
-        if not moving:
-            figures.append(None)
-            continue
-        counts = [weights[p] for p in moving]
-        values = total(local([p.detach() for p in moving]), counts, 2)
-        figures.append(_pair(values, total(local([p.grad for p in moving]), counts, 2)))
-    quotients = _quotients(figures, optimizer)
-    return None if quotients is None else quotients.sqrt() * gradient_scale(optimizer)
+    norms = _norms(optimizer)
+    if norms is None:
+        return None
+    weights, gradients = norms
+    return torch.where(gradients > 0, weights / gradients, 0.0) * gradient_scale(optimizer)
 
 
-def _weights(optimizer: Optimizer) -> dict[Tensor, float]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return dict(zip(parameters, shares(parameters), strict=True))
+def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
+    """|g| / |w| over the parameters of each group that have a gradient `[groups]`; 0 for a group without."""
+    norms = _norms(optimizer)
+    if norms is None:
+        return None
+    weights, gradients = norms
+    return torch.where(weights > 0, gradients / weights, 0.0) / gradient_scale(optimizer)
+
+
+def _norms(optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
+    """The norms of weights and gradients of each group, of parameters that have a gradient; None: none has one."""
+    groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    if not any(groups):
+        return None
+    counts = [shares(moving) for moving in groups]
+    squares = torch.stack(
+        [
+            totals([local([p.detach() for p in moving]) for moving in groups], counts, 2),
+            totals([local([p.grad for p in moving]) for moving in groups], counts, 2),
+        ]
+    )
+    weights, gradients = reduced(squares, _parameters(optimizer)).sqrt()
+    return weights, gradients
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _in_parts(optimizer: Optimizer) -> bool:
+    return any(is_sharded_tensor(parameter) for parameter in _parameters(optimizer))
 
 
 def _has_moments(state: Mapping[str, Any] | None) -> bool:
@@ -61,16 +88,15 @@ def _has_moments(state: Mapping[str, Any] | None) -> bool:
 
 
 def _ratios(states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> list[Tensor]:
-    """|m| / (sqrt(v) + eps) of each parameter, this rank's part."""
+    """The signed ratio m / (sqrt(v) + eps) of each parameter, this rank's part."""
     moments, squares = (local([state[key] for state in states]) for key in _MOMENTS)
     first, second = (_corrections([state["step"] for state in states], beta) for beta in group["betas"][:2])
-    ratios = list(torch._foreach_abs(moments))
-    torch._foreach_div_(ratios, first)
+    # |m| / c1 / (sqrt(v) / sqrt(c2) + eps), with few passes over memory; the caller takes absolute values
     roots = list(torch._foreach_sqrt(squares))
     torch._foreach_div_(roots, [correction**0.5 for correction in second])
     torch._foreach_add_(roots, group["eps"])
-    torch._foreach_div_(ratios, roots)
-    return ratios
+    torch._foreach_mul_(roots, first)
+    return list(torch._foreach_div(moments, roots))
 
 
 def _corrections(steps: Sequence[Any], beta: float) -> list[Any]:
@@ -79,20 +105,6 @@ def _corrections(steps: Sequence[Any], beta: float) -> list[Any]:
         return [1 - beta ** float(step) or 1.0 for step in steps]
     exact = torch.stack([torch.as_tensor(step).double() for step in steps])
     return [correction.float() for correction in (1 - beta**exact).clamp_min(torch.finfo(torch.float32).tiny).unbind()]
-
-
-def _pair(numerator: Tensor, denominator: Tensor | float) -> Tensor:
-    return torch.stack([numerator, torch.as_tensor(denominator, dtype=numerator.dtype, device=numerator.device)])
-
-
-def _quotients(figures: Sequence[Tensor | None], optimizer: Optimizer) -> Tensor | None:
-    first = next((figure for figure in figures if figure is not None), None)
-    if first is None:
-        return None
-    nothing = first.new_tensor([0.0, 1.0])
-    pairs = torch.stack([nothing if figure is None else figure.to(first.device) for figure in figures])
-    pairs = reduced(pairs, [p for group in optimizer.param_groups for p in group["params"]])
-    return pairs[:, 0] / pairs[:, 1]
 
 
 def check_moments(optimizer: Optimizer, owner: str) -> None:
@@ -118,3 +130,41 @@ def _state_keys(optimizer: Optimizer) -> set[str] | None:
         return set(state)
     state = state_after_step(optimizer)
     return None if state is None else set(state)
+
+
+class EpochMeans:
+    """Ratios of the steps of an epoch, added up on their device, and the mean of the epoch before, by optimizer."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._sums: dict[int, tuple[int, int, Tensor]] = {}  # optimizer -> last step, count, sum
+        self._last: dict[int, Tensor] = {}
+
+    def begin(self, epoch: int) -> None:
+        """Take the mean of what has been added since the last epoch, if this is another one."""
+        if epoch != self._epoch:
+            self._last = {place: total / count for place, (_, count, total) in self._sums.items()}
+            self._epoch, self._sums = epoch, {}
+
+    def add(self, optimizer: int, step: int, ratios: Tensor) -> None:
+        """Add the ratios of a step, `[groups]`; a step that is seen twice counts once."""
+        seen, count, total = self._sums.get(optimizer, (-1, 0, torch.zeros_like(ratios)))
+        if seen != step:
+            self._sums[optimizer] = step, count + 1, total + ratios
+
+    def last(self, optimizer: int) -> Tensor | None:
+        """The mean ratios of the epoch before; None when there is none."""
+        return self._last.get(optimizer)
+
+    def record(self) -> dict[str, Any]:
+        """As plain types and tensors, for a checkpoint."""
+        return {"epoch": self._epoch, "sums": {k: list(v) for k, v in self._sums.items()}, "last": self._last}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> EpochMeans:
+        """What `record` gave."""
+        made = cls()
+        made._epoch = record.get("epoch", 0)
+        made._sums = {place: (step, count, total) for place, (step, count, total) in record.get("sums", {}).items()}
+        made._last = dict(record.get("last", {}))
+        return made

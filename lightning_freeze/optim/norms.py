@@ -48,21 +48,23 @@ def _copies(tensor: Tensor) -> int:
     return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def total(tensors: Sequence[Tensor], weights: Sequence[float], power: int) -> Tensor:
-    """The sum of |element| ** power over tensors, each weighted, as one number on their device; of one rank's parts.
+def totals(groups: Sequence[Sequence[Tensor]], weights: Sequence[Sequence[float]], power: int) -> Tensor:
+    """The sum of |element| ** power over the tensors of each group, each weighted `[groups]`; of one rank's parts.
 
     Args:
-        tensors: local ones, at least one.
+        groups: local tensors, at least one in all.
         weights: of `shares`.
         power: 1 or 2.
     """
-    exact = None if tensors[0].dtype == torch.float64 else torch.float32
-    found = torch._foreach_norm(list(tensors), power, dtype=exact)
-    norms = torch.stack([norm.to(tensors[0].device, exact) for norm in found])
+    flat = [tensor for group in groups for tensor in group]
+    exact = torch.float64 if flat[0].dtype == torch.float64 else torch.float32
+    found = torch._foreach_norm(flat, power, dtype=None if exact == torch.float64 else exact)
+    norms = torch.stack([norm.to(flat[0].device, exact) for norm in found])
     sums = norms if power == 1 else norms.square()
-    if set(weights) != {1.0}:
-        sums = sums * sums.new_tensor(weights)
-    return sums.sum()
+    counts = [count for each in weights for count in each]
+    if set(counts) != {1.0}:
+        sums = sums * sums.new_tensor(counts)
+    return torch.stack([part.sum() for part in sums.split([len(group) for group in groups])])
 
 
 def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -75,13 +77,12 @@ def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 def square_norms(optimizer: Optimizer) -> Tensor:
     """The squared norm of the gradient of each group `[groups]`, 0 for one without; unscaled; on the device."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    weights = dict(zip(parameters, shares(parameters), strict=True))
-    device = next((p.device for p in parameters if p.grad is not None), torch.device("cpu"))
-    figures = []
-    for group in optimizer.param_groups:
-        having = [p for p in group["params"] if p.grad is not None]
-        gradients = local([p.grad for p in having])
-        found = total(gradients, [weights[p] for p in having], 2) if having else torch.zeros(())
-        figures.append(found.to(device, non_blocking=True))
-    squares: Tensor = reduced(torch.stack(figures), parameters) / gradient_scale(optimizer) ** 2
-    return squares
+    groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    if any(groups):
+        squares = totals(
+            [local([p.grad for p in having]) for having in groups], [shares(having) for having in groups], 2
+        )
+    else:
+        squares = torch.zeros(len(groups))
+    found: Tensor = reduced(squares, parameters) / gradient_scale(optimizer) ** 2
+    return found

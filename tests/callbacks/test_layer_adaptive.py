@@ -12,7 +12,7 @@ import pytest
 import torch
 from branches import TASKS, TwoTasks
 from branches import Batches as Tasks
-from helpers import STAGES, Batches, Net, NeverTrains, fit, tensors, trainer
+from helpers import STAGES, Batches, Net, NeverTrains, Spy, fit, tensors, trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
@@ -28,10 +28,14 @@ from lightning_freeze import (
     PlanError,
     TaskFreeze,
 )
-from lightning_freeze.optim.layer_ratios import moment_ratios, trust_ratios
+from lightning_freeze.optim.layer_ratios import gradient_ratios, moment_ratios, trust_ratios
 
 STEPS = 50
-BOUNDS = {"moment_ratio": (0.2, 0.9), "trust_ratio": (0.5, 40.0)}  # some of the factors are beyond them
+BOUNDS = {
+    "moment_ratio": (0.2, 0.9),
+    "trust_ratio": (0.5, 40.0),
+    "gradient_ratio": (0.2, 1.0),
+}  # some of the factors are beyond them
 
 
 class Flat(Net):
@@ -66,11 +70,16 @@ def trust_ratio(optimizer: Any, group: Any, parameters: list[Any]) -> float:
     return weights / gradients if weights and gradients else 1.0
 
 
+def gradient_ratio(optimizer: Any, group: Any, parameters: list[Any]) -> float:
+    """|g| / |w| of a group; `by_hand` divides by the largest."""
+    return 1 / trust_ratio(optimizer, group, parameters)
+
+
 def by_hand(make: Any, kind: str, stages: list[str]) -> tuple[dict[str, Any], list[list[float]]]:
     """A plain loop with one group per stage, whose rate is written before each step and put back after it."""
     model, ratio, (low, high) = (
         Flat(make),
-        {"moment_ratio": moment_ratio, "trust_ratio": trust_ratio}[kind],
+        {"moment_ratio": moment_ratio, "trust_ratio": trust_ratio, "gradient_ratio": gradient_ratio}[kind],
         BOUNDS[kind],
     )
     parts = [list(getattr(model, stage).parameters()) for stage in stages] if stages else [list(model.parameters())]
@@ -81,7 +90,9 @@ def by_hand(make: Any, kind: str, stages: list[str]) -> tuple[dict[str, Any], li
         optimizer.zero_grad()
         model.training_step(loader.all[step % 5], 0).backward()
         factors = [ratio(optimizer, g, p) for g, p in zip(optimizer.param_groups, parts, strict=True)]
-        begun = bool(optimizer.state) or ratio is trust_ratio
+        if ratio is gradient_ratio:
+            factors = [factor / max(factors) for factor in factors]
+        begun = bool(optimizer.state) or ratio is not moment_ratio
         used.append([min(max(factor, low), high) if begun else 1.0 for factor in factors])
         plain = [group["lr"] for group in optimizer.param_groups]
         for group, factor in zip(optimizer.param_groups, used[-1], strict=True):
@@ -149,7 +160,29 @@ def test_trust_ratios_are_those_of_the_definition_with_any_optimizer(make: Any) 
     assert_equal(make, "trust_ratio", STAGES)
 
 
-@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("make", [ANY["SGD"], ANY["AdamW"]])
+def test_gradient_ratios_are_those_of_the_definition(make: Any) -> None:
+    assert_equal(make, "gradient_ratio", STAGES)
+
+
+def test_by_the_epoch_the_factors_are_those_of_the_mean_ratios_of_the_epoch_before() -> None:
+    ratios: list[list[float]] = []
+
+    def note(_: Any, module: Any) -> None:
+        parts = [list(getattr(module, stage).parameters()) for stage in STAGES]
+        ratios.append([gradient_ratio(None, None, part) for part in parts])
+
+    factors, spy = Factors(), Spy("on_before_optimizer_step", note)
+    adaptive = LayerAdaptiveLR("gradient_ratio", stages=STAGES, every="epoch", verbose=False)
+    fit(Flat(ANY["SGD"]), [adaptive, factors, spy], epochs=3, steps=4, limit_val_batches=0)
+    for step, seen in enumerate(factors.seen):
+        before = ratios[(step // 4 - 1) * 4 : step // 4 * 4] if step >= 4 else []
+        means = [sum(column) / 4 for column in zip(*before, strict=True)]
+        expected = {stage: mean / max(means) for stage, mean in zip(STAGES, means, strict=True)} if means else {}
+        assert seen == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["moment_ratio", "trust_ratio"])
 def test_without_stages_each_group_that_is_there_has_a_factor(kind: str) -> None:
     assert_equal(ANY["AdamW"] if kind == "trust_ratio" else lambda p: AdamW(p, lr=0.02), kind, [])
 
@@ -174,7 +207,7 @@ def test_factors_multiply_with_those_beside_and_follow_their_stages() -> None:
                 assert rates[name] == pytest.approx(0.01 * 0.5**depth * ramp * seen[name])
 
 
-@pytest.mark.parametrize("ratios", [moment_ratios, trust_ratios])
+@pytest.mark.parametrize("ratios", [moment_ratios, trust_ratios, gradient_ratios])
 def test_figures_are_computed_without_waiting_for_the_device(ratios: Any) -> None:
     model = Flat(ANY["AdamW"])
     optimizer = AdamW(model.parameters())
@@ -225,7 +258,9 @@ def test_optimizers_without_moments_are_refused_before_training(cls: Any) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "lars"}, "kind must be one of 'moment_ratio', 'trust_ratio'"),
+        ({"kind": "lars"}, "kind must be one of 'moment_ratio', 'trust_ratio', 'gradient_ratio'"),
+        ({"every": "epoch"}, "every='epoch' can be used only with kind='gradient_ratio'"),
+        ({"every": "batch", "kind": "gradient_ratio"}, "every must be one of 'step', 'epoch'"),
         ({"min_factor": -0.1}, "0 <= min_factor <= max_factor"),
         ({"min_factor": 2.0, "max_factor": 1.0}, "0 <= min_factor <= max_factor"),
         ({"max_factor": float("inf")}, "max_factor must be a finite number"),

@@ -139,6 +139,14 @@ RUNS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"scheduler": "Sequential"},
         {},
     ),
+    "ratios of the epoch before": (
+        lambda: [
+            GradualUnfreeze(STAGES, verbose=False),
+            LayerAdaptiveLR("gradient_ratio", stages=STAGES, every="epoch", verbose=False),
+        ],
+        {},
+        {},
+    ),
     "a cycle per stage, with warm-up and layer-wise rates": (
         lambda: [
             GradualUnfreeze(STAGES, at=[0, 0.3, 0.7], warmup_steps=3, verbose=False),
