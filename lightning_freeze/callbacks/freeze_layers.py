@@ -19,7 +19,7 @@ from lightning_freeze.trainer.callback import FreezeCallback
 class FreezeLayers(FreezeCallback):
     """Freeze the parameters that the patterns select while `start <= progress < stop`.
 
-    A run that ends before `start` or `stop` says so in a warning, and `lightning-freeze preview` refuses it.
+    A run that ends before `start` or `stop` warns of it when it starts, and `lightning-freeze preview` shows it.
 
     Args:
         patterns: a pattern or a list of them (see `select`).
@@ -105,6 +105,14 @@ class FreezeLayers(FreezeCallback):
         end = "" if self.stop is None else f"until {self.unit} {self.stop}"
         when = " ".join(["frozen", *filter(None, (begin, end))])
         return [Row(self.title, as_patterns(self.patterns), when, sorted(self._names))]
+
+    def foreseen(self, progress: Progress) -> list[str]:
+        ends = f"{self.title}: the run ends before its schedule does, and {self.patterns} was to be"
+        if self.start > 0 and progress.ends_before(Moment(self.start, self.unit)):
+            return [f"{ends} frozen from {self.unit} {self.start} on.\n  Train longer, or freeze earlier"]
+        if self.stop is not None and progress.ends_before(Moment(self.stop - 1, self.unit)):
+            return [f"{ends} unfrozen in {self.unit} {self.stop}.\n  Train longer, or unfreeze earlier"]
+        return []
 
     def warnings(self, progress: Progress) -> list[str]:
         done = progress.step if self.unit == "step" else progress.epoch + 1

@@ -268,6 +268,19 @@ class GradualUnfreeze(FreezeCallback):
             for place, stage in enumerate(self._bound)
         ]
 
+    def _earliest(self, place: int) -> Moment:
+        """When a stage starts; with a metric trigger, each one before it takes an epoch at least."""
+        return self._moments[place] if self.monitor is None else Moment(place, "epoch")
+
+    def foreseen(self, progress: Progress) -> list[str]:
+        late = [stage.name for place, stage in enumerate(self._bound) if progress.ends_before(self._earliest(place))]
+        if not late:
+            return []
+        return [
+            f"{self.title}: the run ends before its schedule does; never unfrozen: {', '.join(late)}.\n"
+            "  Train longer, start the stages earlier, or give fewer stages"
+        ]
+
     def _start(self, place: int) -> Moment | None:
         return self._moments[place] if self.monitor is None else None
 

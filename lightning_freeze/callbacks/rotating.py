@@ -152,6 +152,18 @@ class RotatingUnfreeze(FreezeCallback):
         rows = [Row(stage.name, stage.patterns, when, stage.names) for stage in self._bound]
         return [*rows, Row("always", as_patterns(self.always), "always", self._always)] if self.always else rows
 
+    def foreseen(self, progress: Progress) -> list[str]:
+        rounds = -(-len(self._bound) // self.active)  # periods until each stage has trained
+        last = Moment((rounds - 1) * self.every_n_train_steps, "step")
+        if self.order == "random" or progress.calendar is None or not progress.ends_before(last):
+            return []
+        steps = int(progress.calendar.end * progress.calendar.optimizers)
+        missing = len(self._bound) - (-(-steps // self.every_n_train_steps)) * self.active
+        return [
+            f"{self.title}: the run ends after {steps} optimizer steps, before the first round does, with {missing} of "
+            f"{len(self._bound)} stages never trained.\n  Train longer, or change stages more often"
+        ]
+
     def warnings(self, progress: Progress) -> list[str]:
         started = ((max(progress.step, 1) - 1) // self.every_n_train_steps + 1) * self.active
         missing = len(self._bound) - started

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="order by execution: 1x3x224x224, or input_ids=1x128:int64,attention_mask=1x128:int64",
     )
     parser.add_argument("--max-stages", type=int, metavar="N", help="merge neighbours to at most N stages")
+    parser.add_argument("--yaml", action="store_true", help="print a block to paste into a config of LightningCLI")
 
 
 def run(options: argparse.Namespace) -> str:
@@ -45,9 +46,12 @@ def run(options: argparse.Namespace) -> str:
     from lightning_freeze.engine.context import Context
     from lightning_freeze.report.table import stages_table
     from lightning_freeze.stages.discover import discover_stages
+    from lightning_freeze.stages.yaml_block import yaml_block
 
     example = None if inputs is None else _example(inputs, options.input)
     stages = discover_stages(model, example, options.max_stages)
+    if options.yaml:
+        return yaml_block(stages)
     bound = Context(model).stages(stages, "stages") if stages else []
     return stages_table(Context(model), bound)
 

@@ -211,6 +211,10 @@ class Speaking:
     def changed(self, done: Change) -> None:
         """Read what a call of `reconcile` changed. Not called when it changed nothing."""
 
+    def foreseen(self, progress: Progress) -> list[str]:
+        """Sentences for the start of a fit: what lies after its planned end, as `progress` knows it."""
+        return []
+
     def warnings(self, progress: Progress) -> list[str]:
         """Sentences for the end of a fit at `progress`, for example stages that never trained."""
         return []

@@ -321,10 +321,9 @@ class Simulation:
             self._epoch(planned)
             trainer.epoch += 1
         self.timeline.end = float(self.time)
-        end = Progress(trainer.epoch - 1, trainer.steps, self.total)
+        end = Progress(trainer.epoch - 1, trainer.steps, self.total, self.calendar)
         for policy in self.run.policies if not trainer.fast_dev_run else ():  # it ends early by design
-            for text in policy.warnings(end):
-                raise PlanError(text)
+            self.remarks += policy.foreseen(end) or policy.warnings(end)  # what fit only warns of is no error
         found = Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
         found.shares = self.shares
         return found

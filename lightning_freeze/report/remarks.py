@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_freeze.engine.forecast import idle_epochs
 from lightning_freeze.engine.frozen_before import partly_frozen
 from lightning_freeze.engine.run_view import RunView
 
 
 def run_remarks(run: RunView) -> list[str]:
     """What a user may not expect of this run."""
-    return [*_partly_frozen(run), *_branching(run)]
+    return [*_partly_frozen(run), *_branching(run), *_idle_optimizers(run)]
+
+
+def _idle_optimizers(run: RunView) -> list[str]:
+    """Optimizers that have nothing to train for some epochs, as a GAN's discriminator that is frozen at first."""
+    said = []
+    for place, epochs in idle_epochs(run).items():
+        names = [name for slot in run.slots if slot.optimizer == place for name in slot.names]
+        said.append(
+            f"Optimizer {place} ({type(run.optimizers[place]).__name__}, {listed(names, 1)} parameters) has nothing to "
+            f"train in {spans(epochs)}. Skip its loss there: a backward pass that reaches nothing that trains is an "
+            "error. In training_step: if any(p.requires_grad for p in ...)."
+        )
+    return said
+
+
+def spans(epochs: Sequence[int]) -> str:
+    """`epochs 0 to 3, epoch 7`."""
+    starts = [epoch for epoch in epochs if epoch - 1 not in epochs]
+    ends = [epoch for epoch in epochs if epoch + 1 not in epochs]
+    return ", ".join(f"epoch {a}" if a == b else f"epochs {a} to {b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _partly_frozen(run: RunView) -> list[str]:

@@ -29,6 +29,12 @@ class Progress:
     total_steps: int | None = None
     calendar: Calendar | None = field(default=None, compare=False, repr=False)
 
+    def ends_before(self, moment: Moment) -> bool:
+        """Whether the run, as planned, is over before a moment; False where its length is not known."""
+        if self.calendar is None or math.isinf(self.calendar.end):
+            return False
+        return moment.step_of_each(self.calendar, self.total_steps) >= self.calendar.end
+
 
 @dataclass(frozen=True)
 class Moment:

@@ -73,6 +73,7 @@ class Session:
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
         self._calendar: Calendar | None = None
+        self._foreseen: list[Policy] = []  # warned of at the start
         self._found = FoundRates(())
         self._announced = False
         self._finished = False
@@ -167,6 +168,7 @@ class Session:
         if not self._announced:
             self._announced = True
             self._print(trainer, start_table(self.reconciler.view, last_moment(trainer)))
+            self._warn_of_the_end(trainer, progress)
         elif change:
             self._print(trainer, change_line(self.reconciler.view, change))
         return change
@@ -180,6 +182,14 @@ class Session:
         """Go on without a batch: stages follow the order of registration."""
         self._auto.load([])
         self._bind(trainer, model)
+
+    def _warn_of_the_end(self, trainer: Trainer, progress: Progress) -> None:
+        """At the start: what lies after the planned end of the run."""
+        for policy in self.policies if not _is_trial(trainer) else ():
+            for text in policy.foreseen(progress):
+                self._foreseen.append(policy)
+                if trainer.is_global_zero:
+                    warnings.warn(text, stacklevel=2)
 
     @staticmethod
     def run_length(trainer: Trainer) -> int:
@@ -283,7 +293,10 @@ class Session:
         if self.reconciler is not None and trainer.is_global_zero and not (self._finished or _is_trial(trainer)):
             self._finished = True
             end = Progress(self.reconciler.progress.epoch, trainer.global_step)
-            for policy in self.policies:
+            calendar = self._calendar
+            as_planned = calendar is not None and trainer.global_step >= calendar.end * calendar.optimizers
+            said = self._foreseen if as_planned else []
+            for policy in (policy for policy in self.policies if policy not in said):
                 for text in policy.warnings(end):
                     warnings.warn(text, stacklevel=2)
 

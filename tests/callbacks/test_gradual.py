@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -119,14 +120,39 @@ def test_discovered_stages_train_the_head_first() -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_steps": 3}, {"epochs": 2}])
-def test_a_run_that_ends_before_its_schedule_names_what_never_trained(options: Any) -> None:
-    with pytest.warns(UserWarning, match="ended before its schedule did") as caught:
-        fit(Net(), [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5), FreezeLayers("head.bias")], **options)
+@pytest.mark.parametrize(
+    "unfreeze",
+    [{}, {"at": [0, 1, 2]}, {"every_n_train_steps": 2}, {"monitor": "val", "patience": 0}, {"at": [0, 0.5, 1.0]}],
+)
+def test_a_run_that_ends_before_its_schedule_says_so_once_at_its_start(
+    options: Any, unfreeze: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = Net()
+    module.training_step = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    text = "ends before its schedule does; never unfrozen: stem"
+    with pytest.warns(UserWarning, match=text) as caught, contextlib.suppress(SystemExit, KeyboardInterrupt):
+        fit(module, [GradualUnfreeze(STAGES, **unfreeze), LayerwiseLR(0.5)], **options)
+    assert len([one for one in caught if "never unfrozen" in str(one.message)]) == 1
+    table = " ".join(capsys.readouterr().out.split()).partition(" all ")[0]
+    assert "after the" in table.partition(" stem ")[2]
+    assert "after the" not in table.partition(" stem ")[0]
+    with pytest.warns(UserWarning, match="never unfrozen: stem") as caught:
+        fit(Net(), [GradualUnfreeze(STAGES, verbose=False), FreezeLayers("head.bias")], **options)
+    assert len([one for one in caught if "never unfrozen" in str(one.message)]) == 1
+
+
+def test_a_run_that_is_stopped_early_names_what_never_trained_at_its_end() -> None:
+    stop = Spy("on_train_epoch_end", lambda running, _: setattr(running, "should_stop", running.current_epoch == 1))
+    with pytest.warns(UserWarning, match="never unfrozen: stem") as caught:
+        fit(Net(), [GradualUnfreeze(STAGES, verbose=False), stop])
     said = [str(warning.message) for warning in caught if "never unfrozen" in str(warning.message)]
     assert len(said) == 1
     assert "GradualUnfreeze: the run ended before its schedule did; never unfrozen: stem." in said[0]
-    assert "in epoch 1 after" in said[0]
-    assert f"after {options.get('max_steps', 4)} optimizer steps" in said[0]
+    assert "in epoch 1 after 4 optimizer steps" in said[0]
+
+
+def test_a_trial_run_is_not_warned_of_its_length() -> None:
+    fit(Net(), [GradualUnfreeze(STAGES, verbose=False)], fast_dev_run=True)  # a warning would be an error
 
 
 def test_ties_across_stages_train_with_the_first_of_them() -> None:

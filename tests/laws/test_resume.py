@@ -72,7 +72,7 @@ def fit(
     )
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message=".*(num_workers|schedule did|not resumable|treespec|not empty|epoch parameter).*"
+            "ignore", message=".*(num_workers|schedule d|not resumable|treespec|not empty|epoch parameter).*"
         )
         with LOAD_PLAIN_TYPES_ONLY if safe_load else contextlib.nullcontext():
             trainer.fit(model, StatefulLoader(), validation, ckpt_path=ckpt_path)

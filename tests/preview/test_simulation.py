@@ -208,11 +208,6 @@ def test_many_changes_are_shown_as_a_few_parts(folder: Path) -> None:
     [
         ({"callbacks": [{**UNFREEZE, "init_args": {"stages": ["head", "neck"]}}]},
          r"pattern 'neck' matches none of the 8 parameters of Net"),
-        ({"max_epochs": 2}, r"the run ended before its schedule did; never unfrozen: stem"),
-        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "start": 9}}]},
-         r"after 4 epochs, and stem was to be frozen from epoch 9 on"),
-        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "stop": 9}}]},
-         r"after 4 epochs, and stem was to be unfrozen in epoch 9"),
         ({"strategy": "deepspeed_stage_2"}, r"cannot work under DeepSpeedStrategy"),
         ({"strategy": "dpp"}, r"strategy 'dpp' is none of Lightning's: .*ddp"),
         ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy",
@@ -234,6 +229,26 @@ def test_what_the_run_would_fail_on_is_said_in_one_message(
 ) -> None:
     path = config(folder, UNFREEZE, **{f"trainer__{name}": value for name, value in changes.items()})
     assert re.search(message, refused(capsys, "--config", path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_epochs": 2}, r"GradualUnfreeze: the run ends before its schedule does; never unfrozen: stem"),
+        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "start": 9}}]},
+         r"the run ends before its schedule does, and stem was to be frozen from epoch 9 on"),
+        ({"callbacks": [{**FREEZE, "init_args": {"patterns": "stem", "stop": 9}}]},
+         r"the run ends before its schedule does, and stem was to be unfrozen in epoch 9"),
+        ({"callbacks": [{**UNFREEZE, "init_args": {"monitor": "val", "patience": 3, "stages": ["head", "mid"]}}]},
+         r"never unfrozen: mid"),
+    ],
+)  # fmt: skip
+def test_what_the_run_would_only_warn_of_is_shown_without_an_error(
+    changes: dict[str, Any], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(folder, UNFREEZE, **{f"trainer__{name}": value for name, value in changes.items()})
+    assert main(["preview", "--config", str(path)]) == 0
+    assert re.search(message, " ".join(capsys.readouterr().out.split()))
 
 
 @pytest.mark.parametrize(
