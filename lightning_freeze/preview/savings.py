@@ -124,7 +124,7 @@ class _Walk:
         self.found.stages.append((when, _what(run, view.trainable - before), self._cost(module, run)))
 
     def _cost(self, module: Any, run: Reconciler) -> Cost:
-        found = cost(module, lambda: _loss(module, self._batch))
+        found = cost(module, lambda: loss_of(module, self._batch))
         try:
             found.state = sum(
                 state_per_element(slotted.optimizer, parameter.dtype) * parameter.numel()
@@ -184,7 +184,7 @@ def _first_batch(trainer: Any, module: Any) -> Any:
     return batch
 
 
-def _loss(module: Any, batch: Any) -> Tensor:
+def loss_of(module: Any, batch: Any) -> Tensor:
     """The loss of a step outside a fit: what it logs goes nowhere."""
     quiet = {name: lambda *_, **__: None for name in ("log", "log_dict")}
     before = {name: vars(module).get(name) for name in quiet}

@@ -1,0 +1,157 @@
+"""Look, find the range of rates, race, and say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lightning_freeze.errors import PlanError
+from lightning_freeze.suggest.budget import Budget
+from lightning_freeze.suggest.candidates import Candidate, entries
+from lightning_freeze.suggest.look import Look, look
+from lightning_freeze.suggest.race import Race, Round, plan
+from lightning_freeze.suggest.record import Record
+from lightning_freeze.suggest.suggestion import Entry, Suggestion, dropped_of, memory_of
+from lightning_freeze.suggest.sweep import sweep
+from lightning_freeze.suggest.trial import Measured, Task, trial
+
+Show = Callable[[str, float], None]  # what is done now, and which part of the budget is spent
+KEPT = ("head", "all")  # in the last round in any case: the cheapest, and full fine-tuning
+_RANGES = (("all", "eval"), ("head", "eval"), ("all", "train"))
+_RANGE_SHARE = 0.2  # of the budget, at most
+_RANGE_STEPS = 30
+_OVERHEAD = 1.3  # a trial is so much longer than its steps: copying, validation
+
+
+@dataclass
+class Search:
+    """One search, from the first look to the suggestion.
+
+    Args:
+        task: what is trained on what.
+        budget: seconds.
+        record: of measurements; those that are in it are not made again.
+        show: told what happens.
+    """
+
+    task: Task
+    budget: Budget
+    record: Record
+    show: Show = lambda text, part: None
+    remarks: list[str] = field(default_factory=list)
+
+    def go(self) -> Suggestion:
+        """Search until the plan is done, the time is up, or Ctrl-C is pressed.
+
+        Raises:
+            PlanError: the budget is too small for one candidate, or every candidate broke down.
+        """
+        self._tell("look at stages and gradients")
+        seen = look(self.task)
+        self.task.base = seen.base
+        self.step = seen.step or self.budget.spent / 4
+        race = Race(lambda *one: self._trial(seen, *one), self.task.metric.merit, self.budget)
+        complete = True
+        try:
+            candidates = entries(self._turning(seen), seen.has_norm, len(seen.stages))
+            rounds, remark = plan(self._runs(), self.task.folds.count, len(candidates), self.task.run_steps)
+            self.remarks += [remark] if remark else []
+            race.go(rounds, candidates, KEPT)
+            self._more_folds(race, rounds)
+        except KeyboardInterrupt:
+            complete = False
+        return self._said(seen, race, complete)
+
+    def _tell(self, what: str) -> None:
+        self.show(what, min(1.0, self.budget.spent / self.budget.seconds))
+
+    def _runs(self) -> float:
+        """How many whole runs of full fine-tuning the budget still pays for."""
+        return self.budget.left / (self.task.run_steps * self.step * _OVERHEAD + 0.3)
+
+    # ---- rates
+
+    def _turning(self, seen: Look) -> dict[tuple[str, str], float]:
+        """The rate at which the loss turns up, for the ways that have a range test of their own."""
+        found: dict[tuple[str, str], float] = {}
+        end = self.budget.spent + _RANGE_SHARE * self.budget.left
+        for way, mode in _RANGES:
+            norm = mode if seen.has_norm else ""
+            if (mode == "train" and not seen.has_norm) or (len(seen.stages) < 2 and way != "all"):
+                continue
+            if self.budget.spent + _RANGE_STEPS * self.step > end and self.record.get("sweep", way, norm) is None:
+                continue
+            self._tell(f"range of rates: {way}")
+            if (turning := self._sweep(seen, way, norm)) is not None:
+                found[way, norm] = turning
+        return self._completed(found, "eval" if seen.has_norm else "", seen.base)
+
+    def _completed(self, found: dict[tuple[str, str], float], norm: str, base: float) -> dict[tuple[str, str], float]:
+        """With an end of the range for all and for the head in any case: the other ways go by these."""
+        known = [turning for (way, _), turning in found.items() if way == "all"]
+        if not known:
+            self.remarks.append(
+                f"No range test found where the rates end; they are taken around the configured {base:g}."
+            )
+        found.setdefault(("all", norm), known[0] if known else 3 * base)
+        found.setdefault(("head", norm), 10 * found["all", norm])
+        return found
+
+    def _sweep(self, seen: Look, way: str, norm: str) -> float | None:
+        kept = self.record.get("sweep", way, norm)
+        if kept is None:
+            specs = Candidate(way, norm, 1.0).specs(seen.stages, cached=True)
+            kept = {"turning": sweep(self.task, specs, _RANGE_STEPS).turning}
+            self.record.add(("sweep", way, norm), kept, self.budget.spent)
+        turning: float | None = kept["turning"]
+        return turning
+
+    # ---- races
+
+    def _trial(self, seen: Look, candidate: Candidate, fold: int, share: float) -> Measured:
+        self._tell(f"{candidate.title}, lr {candidate.rate:g}, fold {fold + 1}, {share:.0%} of a run")
+        key = (candidate.way, candidate.norm, candidate.rate, fold, round(share, 4))
+        found = self.record.trial(*key)
+        if found is None:
+            factor = candidate.rate / self.task.base
+            found = trial(self.task, candidate.specs(seen.stages, cached=True), factor, fold, share)
+            self.record.add_trial(key, found, self.budget.spent)
+        return found
+
+    def _more_folds(self, race: Race, rounds: list[Round]) -> None:
+        """Spend what is left on further folds of the last round, whole folds only."""
+        share = rounds[-1].share
+        last = race.ranked(share)
+        for fold in range(rounds[-1].folds, self.task.folds.count):
+            needed = sum(race.seconds.get(one, self.step) for one in last) * self.task.run_steps * share * _OVERHEAD
+            if needed > self.budget.left:
+                return
+            for candidate in last:
+                race.measure(candidate, fold, share)
+
+    # ---- what came out
+
+    def _said(self, seen: Look, race: Race, complete: bool) -> Suggestion:
+        share = race.decisive
+        if share is None:
+            raise PlanError(_nothing(race, complete))
+        last, folds = race.comparable(share)
+        found = [
+            Entry(
+                one, {fold: race.values[one, share][fold] for fold in folds}, share, race.seconds[one],
+                memory_of(one, seen),
+            )
+            for one in last
+        ]  # fmt: skip
+        dropped = [*dropped_of(race.values, last), *race.errors.items()]
+        return Suggestion(
+            found, seen, self.task.metric, dropped, complete, [*self.task.folds.remarks, *self.remarks],
+            seconds=self.budget.spent,
+        )  # fmt: skip
+
+
+def _nothing(race: Race, complete: bool) -> str:
+    if race.errors:
+        candidate, error = next(iter(race.errors.items()))
+        return f"every candidate broke down; the first, {candidate.title}: {error}"
+    return "the time was up before one candidate was measured.\n  Give a larger --budget" if complete else "interrupted"
