@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> str:
     """The stages, the candidates with their intervals, and the block.
 
     Raises:
-        FreezeError: a budget too small for one candidate, a metric that is not logged, or what is wrong with the config.
+        FreezeError: a budget too small for one candidate, a metric that is not logged, or a wrong config.
     """
     arguments = config_of(options)
     if not options.budget > 0:
