@@ -11,7 +11,7 @@ import torch
 
 from lightning_freeze.errors import FreezeError, PlanError
 from lightning_freeze.model.index import ModelIndex
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.model.patterns import select_names
 from lightning_freeze.preview.savings import loss_of
 from lightning_freeze.preview.simulation import state_per_element
@@ -90,7 +90,7 @@ def look(task: Task) -> Look:
     index = ModelIndex(module)
     stages = _trainable(index, discover_stages(module, max_stages=STAGES))
     rows = [eyes.row(stage.name, select_names(index, stage.patterns, "suggest")) for stage in stages]
-    has_norm = any(is_norm(span.module) for span in index.spans)
+    has_norm = any(has_statistics(span.module) for span in index.spans)
     return Look(
         stages, rows, has_norm, eyes.base, clock.step(task.every), _costs(module, index, stages, eyes), eyes.remarks
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.index import ModelIndex
-from lightning_freeze.model.layers import is_norm
+from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.stages.discover import discover_stages
 from lightning_freeze.stages.stage import Stage
 from lightning_freeze.suggest.ways import Spec, make, spec
@@ -97,5 +97,5 @@ def space(
     """
     if not 0 < rates[0] < rates[1]:
         raise PlanError(f"space: rates={rates} must be two numbers greater than 0, the lower one first")
-    norm = any(is_norm(span.module) for span in ModelIndex(model).spans)
+    norm = any(has_statistics(span.module) for span in ModelIndex(model).spans)
     return Space(tuple(discover_stages(model, example_input, max_stages)), norm, rates)

@@ -37,8 +37,11 @@ class Sweep:
         if len(self.losses) < 8:
             return None
         start = statistics.median(self.losses[:5])
-        place = min(range(len(self.losses)), key=self.losses.__getitem__)
-        return self.rates[place] if self.losses[place] < _FALL * start else None
+        lowest = min(range(len(self.losses)), key=self.losses.__getitem__)
+        if self.losses[lowest] >= _FALL * start:
+            return None
+        edge = max(place for place, loss in enumerate(self.losses) if loss <= start)
+        return max(self.rates[lowest], self.rates[edge] / 10)  # few batches are noisy: the minimum may come early
 
 
 def sweep(task: Task, specs: Sequence[Spec], steps: int, fold: int = 0) -> Sweep:
