@@ -1,9 +1,10 @@
 """Which way to fine-tune is the most accurate, and at which cost: head only to LP-FT, two real tasks, several seeds.
 
-    python benchmarks/transfer.py [--task images text] [--seeds 0 1 2 3 4] [--arms ...] [--full] [--quick]
+    python benchmarks/transfer.py [--task images text] [--seeds 0 1 2 3 4] [--arms ...] [--full] [--shift] [--quick]
 
 Images: ImageNet's MobileNetV2 on photographs of 14 kinds of groceries, 10 per kind. Text: MiniLM on 512 Rotten
 Tomatoes sentences. With --full: on all of them. Settings are fixed beforehand; nothing is chosen on the test split.
+With --shift: tested also on photographs with noise, blur or little contrast, and on reviews of another source.
 The JSON is written after each run, and a second call goes on where the first one stopped. CPU seconds are of one
 thread.
 """
@@ -15,7 +16,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -35,6 +36,7 @@ import sentences  # noqa: E402
 from demo import FULL_LR, HEAD_LR, LR, STAGES, Record  # noqa: E402
 from demo_report import Result  # noqa: E402
 from transfer_report import markdown, said, summary, tables  # noqa: E402
+from transfer_shift import shift_report, shifted  # noqa: E402
 
 from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR  # noqa: E402
 
@@ -133,8 +135,10 @@ TASKS = {
 }
 
 
-def run(task: Task, arm: Arm, data: L.LightningDataModule, epochs: int, seed: int) -> dict[str, Any]:
-    """Train one arm with one seed, and test it on the whole test split."""
+def run(
+    task: Task, arm: Arm, data: L.LightningDataModule, epochs: int, seed: int, sets: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train one arm with one seed, and test it on the whole test split, and on further sets."""
     L.seed_everything(seed, verbose=False)
     model = task.model(arm.lr)
     result = Result(arm.title, arm.lr, sum(parameter.numel() for parameter in model.parameters()))
@@ -149,7 +153,15 @@ def run(task: Task, arm: Arm, data: L.LightningDataModule, epochs: int, seed: in
     with redirect_stdout(StringIO()):
         trainer.fit(model, data)
         accuracy = trainer.test(model, data, verbose=False)[0]["test_accuracy"]
-    return {"accuracy": accuracy, "cpu_s": result.seconds, "trainable_share": result.share}
+        also = {
+            name: trainer.test(model, loader, verbose=False)[0]["test_accuracy"]
+            for name, loader in (sets or {}).items()
+        }
+    return ({"shifted": also} if sets else {}) | {
+        "accuracy": accuracy,
+        "cpu_s": result.seconds,
+        "trainable_share": result.share,
+    }
 
 
 def run_missing(options: argparse.Namespace, found: list[dict[str, Any]], save: Callable[[], None]) -> None:
@@ -164,7 +176,8 @@ def run_missing(options: argparse.Namespace, found: list[dict[str, Any]], save: 
                 if (name, regime, arm.title, seed) in done:
                     continue
                 epochs = task.full_epochs if options.full else 1 if options.quick else task.epochs
-                figures = run(task, arm, data, epochs, seed)
+                shift = {"sets": shifted(name, options.quick)} if options.shift else {}
+                figures = run(task, arm, data, epochs, seed, **shift)
                 found.append({"task": name, "regime": regime, "arm": arm.title, "lr": arm.lr, "seed": seed, **figures})
                 save()
                 print(f"{name}, {arm.title}, seed {seed}: {figures['accuracy']:.3f}", file=sys.stderr, flush=True)
@@ -191,6 +204,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--arms", nargs="+", choices=titles, help="some of the arms only", metavar="ARM")
     parser.add_argument("--full", action="store_true", help="train on all training data, not on a few examples")
+    parser.add_argument("--shift", action="store_true", help="test on shifted data too; writes transfer_shift.json")
     parser.add_argument("--quick", action="store_true", help="one epoch on next to nothing; writes only with --json")
     parser.add_argument("--json", type=Path, help="default: transfer.json beside this file")
     parser.add_argument(
@@ -206,7 +220,8 @@ def main(given: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    path = options.json or (None if options.quick else HERE / "transfer.json")
+    usual = HERE / ("transfer_shift.json" if options.shift else "transfer.json")
+    path = options.json or (None if options.quick else usual)
     found = json.loads(path.read_text())["runs"] if path and path.exists() else []
 
     def save() -> None:
@@ -222,6 +237,8 @@ def main(given: Sequence[str] | None = None) -> list[dict[str, Any]]:
     run_missing(options, found, save)
     save()
     rows = summary(found)
+    if options.shift:
+        print(shift_report(found))
     Console(highlight=False).print(*tables(rows), *said(rows, found), sep="\n")
     return rows
 

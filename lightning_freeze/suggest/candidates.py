@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_freeze.stages.stage import Stage
 from lightning_freeze.suggest.ways import Spec, callbacks_of, spec
 
-# The order in which ways enter a race that has no room for all, and the rate of each, relative to the highest that a
-# whole run of full fine-tuning (`FULL`) or of the head alone (`HEAD`) bears. From benchmarks/grid.py.
-FULL, HEAD = 1 / 5, 1 / 5  # of the rate at which the loss of a range test turned up
+# The rate that a whole run of full fine-tuning bears, relative to that at which the loss of a range test turned up.
+FULL = 1 / 5
+# The ways in the order in which they enter a race that has no room for all, and the rate of each relative to that of
+# full fine-tuning with statistics held. From the first three tasks of benchmarks/grid.py.
 ORDER = {
-    "head": 1.0, "gradual": 3.0, "decay": 3.0, "slices": 10.0, "all": 1.0, "LP-FT": 10.0, "last half": 1.0,
-    "last stage": 3.0, "anchor": 1.0, "norm and bias": 3.0, "first third": 1.0,
+    "gradual": 3.0, "head": 30.0, "slices": 10.0, "LP-FT": 10.0, "decay": 3.0, "all": 1.0, "last stage": 3.0,
+    "last half": 1.0, "anchor": 1.0, "norm and bias": 3.0, "first third": 1.0,
 }  # fmt: skip
-TRAIN_MODE = ("all", "decay", "gradual")
+TRAIN_MODE = {"all": 5.0, "decay": 30.0, "gradual": 30.0}  # the same with normalisation layers in train mode
 CACHED = ("head", "last stage", "last half")  # a prefix is frozen for the whole run: FeatureCache gives the same bits
 _LIMITS = 1e-7, 10.0
 
@@ -64,24 +65,17 @@ def neighbours(candidate: Candidate) -> list[Candidate]:
     ]
 
 
-def entries(turning: Mapping[tuple[str, str], float], has_norm: bool, stages: int) -> list[Candidate]:
-    """The candidates by promise: each way at one rate, then at a higher and a lower one.
+def entries(turning: float, has_norm: bool, stages: int) -> list[Candidate]:
+    """The candidates by promise: each way at one rate, then at a lower and a higher one.
 
     Args:
-        turning: "all" or "head", and mode -> the rate at which the loss of a range test turned up.
+        turning: the rate at which the loss of a range test of full fine-tuning turned up.
         has_norm: whether there are normalisation layers with running statistics.
         stages: how many there are; with one there is nothing to freeze.
     """
-    modes = [(way, "eval" if has_norm else "") for way in ORDER]
-    modes[5:5] = [(way, "train") for way in TRAIN_MODE if has_norm]
+    rates = [(way, "eval" if has_norm else "", factor) for way, factor in ORDER.items()]
+    rates[6:6] = [(way, "train", factor) for way, factor in TRAIN_MODE.items() if has_norm]
     if stages < 2:
-        modes = [(way, norm) for way, norm in modes if way == "all"]
-    first = [Candidate(way, norm, rate) for way, norm in modes if (rate := _rate(way, norm, turning)) is not None]
-    other = [near for candidate in first for near in neighbours(candidate)]
-    return list(dict.fromkeys([*first, *other]))
-
-
-def _rate(way: str, norm: str, turning: Mapping[tuple[str, str], float]) -> float | None:
-    own, part = ("head", HEAD) if way == "head" else ("all", FULL)
-    found = turning.get((own, norm))
-    return None if found is None else on_scale(found * part * ORDER[way])
+        rates = [one for one in rates if one[0] == "all"]
+    first = [Candidate(way, norm, on_scale(FULL * turning * factor)) for way, norm, factor in rates]
+    return list(dict.fromkeys([*first, *(near for one in first for near in neighbours(one))]))

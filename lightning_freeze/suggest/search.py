@@ -17,7 +17,6 @@ from lightning_freeze.suggest.trial import Measured, Task, trial
 
 Show = Callable[[str, float], None]  # what is done now, and which part of the budget is spent
 KEPT = ("head", "all")  # in the last round in any case: the cheapest, and full fine-tuning
-_RANGES = (("all", "eval"), ("head", "eval"), ("all", "train"))
 _RANGE_SHARE = 0.2  # of the budget, at most
 _RANGE_STEPS = 30
 _OVERHEAD = 1.3  # a trial is so much longer than its steps: copying, validation
@@ -71,31 +70,19 @@ class Search:
 
     # ---- rates
 
-    def _turning(self, seen: Look) -> dict[tuple[str, str], float]:
-        """The rate at which the loss turns up, for the ways that have a range test of their own."""
-        found: dict[tuple[str, str], float] = {}
-        end = self.budget.spent + _RANGE_SHARE * self.budget.left
-        for way, mode in _RANGES:
-            norm = mode if seen.has_norm else ""
-            if (mode == "train" and not seen.has_norm) or (len(seen.stages) < 2 and way != "all"):
-                continue
-            if self.budget.spent + _RANGE_STEPS * self.step > end and self.record.get("sweep", way, norm) is None:
-                continue
-            self._tell(f"range of rates: {way}")
-            if (turning := self._sweep(seen, way, norm)) is not None:
-                found[way, norm] = turning
-        return self._completed(found, "eval" if seen.has_norm else "", seen.base)
-
-    def _completed(self, found: dict[tuple[str, str], float], norm: str, base: float) -> dict[tuple[str, str], float]:
-        """With an end of the range for all and for the head in any case: the other ways go by these."""
-        known = [turning for (way, _), turning in found.items() if way == "all"]
-        if not known:
-            self.remarks.append(
-                f"No range test found where the rates end; they are taken around the configured {base:g}."
-            )
-        found.setdefault(("all", norm), known[0] if known else 3 * base)
-        found.setdefault(("head", norm), 10 * found["all", norm])
-        return found
+    def _turning(self, seen: Look) -> float:
+        """The rate at which the loss of full fine-tuning turns up, with statistics held where that learns at all."""
+        for norm, factor in (("eval", 1.0), ("train", 1 / 5)) if seen.has_norm else (("", 1.0),):
+            dear = _RANGE_STEPS * self.step > _RANGE_SHARE * self.budget.left
+            if dear and self.record.get("sweep", "all", norm) is None:
+                break
+            self._tell("range of rates")
+            if (turning := self._sweep(seen, "all", norm)) is not None:
+                return factor * turning
+        self.remarks.append(
+            f"No range test told where the rates end, so they are taken around the configured {seen.base:g}."
+        )
+        return 5 * seen.base
 
     def _sweep(self, seen: Look, way: str, norm: str) -> float | None:
         kept = self.record.get("sweep", way, norm)
@@ -154,4 +141,8 @@ def _nothing(race: Race, complete: bool) -> str:
     if race.errors:
         candidate, error = next(iter(race.errors.items()))
         return f"every candidate broke down; the first, {candidate.title}: {error}"
-    return "the time was up before one candidate was measured.\n  Give a larger --budget" if complete else "interrupted"
+    return (
+        "the time was up before one candidate was measured.\n  Give a larger --budget"
+        if complete
+        else "interrupted before one candidate was measured"
+    )

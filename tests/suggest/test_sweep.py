@@ -35,13 +35,10 @@ def test_rates_climb_evenly_and_nothing_of_the_users_changes() -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_head_bears_a_higher_rate_than_the_whole_model() -> None:
-    task = task_of(DigitNet(), Digits(), {"max_epochs": 2, "accelerator": "cpu"})
-    head = [spec("FreezeLayers", patterns="body"), spec("BatchNormEval")]
-    top, whole = (sweep(task, specs, 30).turning for specs in (head, [spec("BatchNormEval")]))
-    assert top is not None
-    assert whole is not None
-    assert top > whole
+def test_an_early_minimum_of_a_noisy_loss_is_not_taken_for_the_end_of_the_range() -> None:
+    losses = [2.3] * 5 + [2.0] + [2.2] * 12 + [3.0]
+    rates = [10.0 ** (place / 3 - 5) for place in range(len(losses))]
+    assert Sweep(tuple(rates), tuple(losses)).turning == rates[17] / 10
 
 
 def test_callbacks_that_cannot_work_tell_nothing() -> None:
