@@ -154,14 +154,10 @@ def run(
         trainer.fit(model, data)
         accuracy = trainer.test(model, data, verbose=False)[0]["test_accuracy"]
         also = {
-            name: trainer.test(model, loader, verbose=False)[0]["test_accuracy"]
-            for name, loader in (sets or {}).items()
+            name: trainer.test(model, rows, verbose=False)[0]["test_accuracy"] for name, rows in (sets or {}).items()
         }
-    return ({"shifted": also} if sets else {}) | {
-        "accuracy": accuracy,
-        "cpu_s": result.seconds,
-        "trainable_share": result.share,
-    }
+    found = {"accuracy": accuracy, "cpu_s": result.seconds, "trainable_share": result.share}
+    return found | ({"shifted": also} if sets else {})
 
 
 def run_missing(options: argparse.Namespace, found: list[dict[str, Any]], save: Callable[[], None]) -> None:
