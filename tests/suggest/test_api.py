@@ -31,11 +31,12 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("few_runs")
 def test_the_command_prints_a_block_that_lightning_cli_runs_as_it_is(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "found.yaml"
-    assert main(["suggest", "--config", str(config), "--budget", "0.12", "--folds", "2", "--out", str(out)]) == 0
+    assert main(["suggest", "--config", str(config), "--budget", "10", "--folds", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert out.read_text().strip() in printed
     block = yaml.safe_load(out.read_text())

@@ -18,9 +18,10 @@ from lightning_freeze.suggest import search, suggest
 from lightning_freeze.suggest.text import text
 
 OPTIONS = {"max_epochs": 2, "accelerator": "cpu"}
+pytestmark = pytest.mark.usefixtures("few_runs")
 
 
-def steps(budget: float, **more: Any) -> Any:
+def searched(budget: float, **more: Any) -> Any:
     return suggest(DigitNet(), Digits(), budget, trainer=OPTIONS, folds=2, progress=False, **more)
 
 
@@ -30,7 +31,7 @@ def test_it_finds_measures_and_says_and_leaves_everything_as_it_was() -> None:
     torch.manual_seed(7)
     random.seed(7)
     state, python_state = torch.get_rng_state(), random.getstate()
-    found = suggest(module, data, 0.15, trainer=OPTIONS, folds=2, progress=False)
+    found = suggest(module, data, 10, trainer=OPTIONS, folds=2, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python_state
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -56,13 +57,13 @@ def test_a_second_call_goes_on_from_what_was_measured(tmp_path: Path, monkeypatc
         return trial(*arguments)
 
     monkeypatch.setattr(search, "trial", counted)
-    first = steps(0.3, out=out)
+    first = searched(10, out=out)
     assert not first.complete
     assert out.exists()
     kept = [json.loads(line) for line in Path(f"{out}.runs.jsonl").read_text().splitlines()]
     assert len([line for line in kept if line.get("key", [""])[0] not in ("", "sweep")]) == 3
     ran.clear()
-    steps(0.3, out=out)
+    searched(10, out=out)
     again = [json.loads(line)["key"] for line in Path(f"{out}.runs.jsonl").read_text().splitlines()[1:]]
     assert len({json.dumps(key) for key in again}) == len(again)
 
@@ -73,7 +74,7 @@ def test_ctrl_c_before_anything_is_measured_is_one_message(monkeypatch: pytest.M
 
     monkeypatch.setattr(search, "trial", interrupted)
     with pytest.raises(PlanError, match="interrupted before one candidate was measured"):
-        steps(0.3)
+        searched(10)
 
 
 def test_when_every_candidate_breaks_down_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +83,9 @@ def test_when_every_candidate_breaks_down_the_reason_is_given(monkeypatch: pytes
 
     monkeypatch.setattr(search, "trial", broken)
     with pytest.raises(PlanError, match=r"every candidate broke down; the first, .*: RuntimeError: out of memory"):
-        steps(0.3)
+        searched(10)
 
 
 def test_a_budget_for_nothing_is_an_error() -> None:
     with pytest.raises(PlanError, match="budget"):
-        steps(1e-6)
+        searched(1e-6)
