@@ -55,6 +55,7 @@ class Look:
         has_norm: whether there are normalisation layers with running statistics.
         base: learning rate of the module's optimizer.
         step: seconds of an optimizer step that trains everything.
+        adam: every optimizer is of Adam's family, whose rates are alike from task to task.
         costs: stages that train -> cost of a step.
         remarks: what could not be measured.
     """
@@ -64,6 +65,7 @@ class Look:
     has_norm: bool
     base: float
     step: float
+    adam: bool = False
     costs: dict[frozenset[int], Cost] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -133,7 +135,7 @@ class Eyes(Callback):
 
     def __init__(self, batches: int) -> None:
         self.batches, self.seen = batches, 0
-        self.base, self.state = 0.0, 0.0
+        self.base, self.state, self.adam = 0.0, 0.0, False
         self.sums: dict[str, Any] = {}
         self.squares: dict[str, Any] = {}
         self.weights: dict[str, float] = {}
@@ -143,6 +145,7 @@ class Eyes(Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         trainer.strategy.lr_scheduler_configs = []
+        self.adam = all("adam" in type(one).__name__.lower() for one in trainer.optimizers)
         groups = [group for one in trainer.optimizers for group in one.param_groups]
         self.base = max((float(group.get("initial_lr", group["lr"])) for group in groups), default=0.0)
         for group in groups:
