@@ -12,7 +12,6 @@ from lightning_freeze.suggest.ways import WAYS, callbacks_of, make
 
 STAGES = discover_stages(DigitNet(), max_stages=6)
 NAMES = [stage.name for stage in STAGES]
-BUILT = [way for way in WAYS if way != "anchor"]
 
 
 def trained(way: str, norm: str = "eval", epochs: int = 5) -> set[str]:
@@ -24,7 +23,7 @@ def trained(way: str, norm: str = "eval", epochs: int = 5) -> set[str]:
     return {stage.name for stage in STAGES if any(name.startswith(f"{stage.patterns[0]}.") for name in names)}
 
 
-@pytest.mark.parametrize("way", BUILT)
+@pytest.mark.parametrize("way", WAYS)
 def test_the_stages_of_a_way_train_and_no_others(way: str) -> None:
     assert trained(way) == {NAMES[place] for place in WAYS[way].trains(len(STAGES))}
 
