@@ -93,9 +93,8 @@ def look(task: Task) -> Look:
     stages = _trainable(index, discover_stages(module, max_stages=STAGES))
     rows = [eyes.row(stage.name, select_names(index, stage.patterns, "suggest")) for stage in stages]
     has_norm = any(has_statistics(span.module) for span in index.spans)
-    return Look(
-        stages, rows, has_norm, eyes.base, clock.step(task.every), _costs(module, index, stages, eyes), eyes.remarks
-    )
+    costs = _costs(module, index, stages, eyes)
+    return Look(stages, rows, has_norm, eyes.base, clock.step(task.every), eyes.adam, costs, eyes.remarks)
 
 
 def _trainable(index: ModelIndex, stages: Sequence[Stage]) -> list[Stage]:
