@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_freeze.engine.lean_norm import is_lean, make_lean, make_plain
@@ -18,7 +16,8 @@ from lightning_freeze.errors import FreezeError, PlanError
 from lightning_freeze.preview import config
 from lightning_freeze.preview.simulation import preview, state_per_element
 from lightning_freeze.preview.step_cost import Cost, cost
-from lightning_freeze.report.rendering import render, size
+from lightning_freeze.report.grid import RULE, Column, grid, paragraph
+from lightning_freeze.report.rendering import screen_width, size
 
 
 @dataclass
@@ -37,17 +36,19 @@ class Savings:
 
     def table(self) -> str:
         """The costs, each relative to the full step as well, and the reasons below."""
-        table = Table(title=f"One training step of {self.model}", title_justify="left", box=box.SIMPLE_HEAD)
-        for heading in ("from", "trains", "parameters", "forward", "backward", "kept for\nbackward", "gradients"):
-            table.add_column(heading, justify="left" if heading in ("from", "trains") else "right", overflow="fold")
-        for heading in ("optimizer\nstate", "time"):
-            table.add_column(heading, justify="right")
-        for when, what, found in [*self.stages, ("", "everything", self.full)]:
-            table.add_row(when, what, *self._cells(found))
-        lines = [render(table)]
-        for when, _, found in self.stages:
-            lines += [f"{when}: {reason}." for reason in found.reasons]
-        return "\n".join(lines)
+        width = screen_width()
+        headings = ("parameters", "forward", "backward", "kept for\nbackward", "gradients", "optimizer\nstate", "time")
+        columns = [Column("from: trains"), *(Column(heading, right=True) for heading in headings)]
+        rows = [row for when, what, found in self.stages for row in self._rows(f"{when}: {what}", found)]
+        rows += [RULE, *self._rows("everything", self.full)]
+        reasons = [f"{when}: {reason}." for when, _, found in self.stages for reason in found.reasons]
+        lines = [line for reason in reasons for line in paragraph(reason, width)]
+        return "\n".join([f"One training step of {self.model}", grid(columns, rows, width), *lines])
+
+    def _rows(self, name: str, found: Cost) -> list[list[str]]:
+        """The figures, and under them what part of the full step they are."""
+        cells = [cell.partition("\n") for cell in self._cells(found)]
+        return [[name, *(value for value, _, _ in cells)], ["", *(share for _, _, share in cells)]]
 
     def _cells(self, found: Cost) -> list[str]:
         def share(value: float, of: float) -> str:

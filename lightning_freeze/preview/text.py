@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich import box
-from rich.table import Table
+from collections.abc import Callable, Sequence
 
 from lightning_freeze.errors import FreezeError
 from lightning_freeze.preview.simulation import Preview, state_per_element
-from lightning_freeze.report.rendering import render, size, value_range
+from lightning_freeze.report.grid import RULE, Column, grid, paragraph, width_of
+from lightning_freeze.report.rendering import screen_width, size, value_range
 from lightning_freeze.report.timeline import Sample
 
 _COLUMNS = 8  # more parts of a run than that are shown as so many equal ones
@@ -20,34 +18,35 @@ def text(found: Preview) -> str:
     steps = f"{found.epochs} epochs, {found.steps:,} optimizer steps"
     on = f" on each of {found.processes} processes" if found.processes > 1 else ""
     optimizers = ", ".join(type(slotted.optimizer).__name__ for slotted in found.run.optimizers)
-    parts = _parts(found)
     title = f"{steps}{on}, {optimizers}. Highest learning rate of each stage in each part of the run (-: frozen):"
-    table = Table(box=box.SIMPLE_HEAD)
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    table.add_column("stage", no_wrap=True)
-    table.add_column("factor", justify="right", no_wrap=True)
-    for part in parts:
-        table.add_column(f"epoch {part[0].time:.3g}\nstep {part[0].step}", justify="right", no_wrap=True)
-    for row, stage in enumerate(found.timeline.stages):
-        table.add_row(stage, _factor(found, stage), *[_rate(part, row) for part in parts])
-    table.add_section()
+    width = screen_width()
     state = _state(found)
-    counts = [max(sample.trainable for sample in part) for part in parts]
-    table.add_row("trainable parameters", "", *[f"{count:,}" for count in counts])
-    table.add_row("share", "", *[f"{count / (found.timeline.parameters or 1):.1%}" for count in counts])
-    table.add_row("gradients", "", *[size(count * _element(found)) for count in counts])
-    table.add_row("optimizer state", "", *["?" if state is None else size(count * state) for count in counts])
-    memory = [_memory(found, parts)] if found.shares else []
-    return "\n".join([found.table, "", title, render(table), *memory, *dict.fromkeys(found.remarks)])
+    tables = [_fitting(lambda most: _by_time(found, state, most), width)]
+    if found.shares:
+        tables.append(_fitting(lambda most: _memory(found, most), width))
+        note = "Between steps, of rank 0; without activations and without what FSDP2 gathers for a layer."
+        tables += paragraph(note, width)
+    remarks = [line for text in dict.fromkeys(found.remarks) for line in paragraph(text, width)]
+    return "\n".join([found.table, "", *paragraph(title, width), *tables, *remarks])
 
 
-def _memory(found: Preview, parts: Sequence[Sequence[Sample]]) -> str:
+Table = tuple[list[Column], list[list[str]]]
+
+
+def _fitting(table: Callable[[int], Table], width: int) -> str:
+    """The table with as many parts of the run as the screen has room for."""
+    columns, rows = table(_COLUMNS)
+    for most in range(_COLUMNS - 1, 1, -1):
+        if width_of(columns, rows) <= width:
+            break
+        columns, rows = table(most)
+    return grid(columns, rows, width)
+
+
+def _memory(found: Preview, most: int) -> Table:
     """What one process holds in each part of the run, by number of processes and strategy."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    table.add_column("memory of one process", no_wrap=True)
-    for part in parts:
-        table.add_column(f"epoch {part[0].time:.3g}\nstep {part[0].step}", justify="right", no_wrap=True)
+    parts = _parts(found, most)
+    rows = []
     for (world, sharded), by_count in found.shares.items():
         if world == 1 and sharded:
             continue
@@ -55,18 +54,40 @@ def _memory(found: Preview, parts: Sequence[Sequence[Sample]]) -> str:
         on = "1 process" if world == 1 else f"{world} processes, {'FSDP2' if sharded else 'DDP'}"
         for row in ("weights", "gradients", "state", "total"):
             named = f"{on}: {row}" if row == "total" else f"  {row}"
-            table.add_row(named, *["?" if one is None else size(getattr(one, row)) for one in shares])
-    note = "Between steps, of rank 0; without activations and without what FSDP2 gathers for a layer."
-    return "\n".join([render(table), note])
+            rows.append([named, *["?" if one is None else size(getattr(one, row)) for one in shares]])
+    return [Column("memory of one process"), *_heads(parts)], rows
 
 
-def _parts(found: Preview) -> list[list[Sample]]:
+def _heads(parts: Sequence[Sequence[Sample]]) -> list[Column]:
+    return [Column(f"epoch {part[0].time:.3g}\nstep {part[0].step}", right=True) for part in parts]
+
+
+def _by_time(found: Preview, state: float | None, most: int) -> Table:
+    """Stages by time: a column for each part of the run, at most so many."""
+    parts = _parts(found, most)
+    counts = [max(sample.trainable for sample in part) for part in parts]
+    columns = [Column("stage"), Column("factor", True, 1, told=False), *_heads(parts)]
+    rows = [
+        [stage, _factor(found, stage), *[_rate(part, row) for part in parts]]
+        for row, stage in enumerate(found.timeline.stages)
+    ]
+    rows += [
+        RULE,
+        ["trainable", "", *[f"{count:,}" for count in counts]],
+        ["share", "", *[f"{count / (found.timeline.parameters or 1):.1%}" for count in counts]],
+        ["gradients", "", *[size(count * _element(found)) for count in counts]],
+        ["optimizer state", "", *["?" if state is None else size(count * state) for count in counts]],
+    ]
+    return columns, rows
+
+
+def _parts(found: Preview, most: int) -> list[list[Sample]]:
     """The samples from one change to the next, or in equal parts of the run where there are many changes."""
     samples = found.timeline.samples
     starts = [0, *(place for place, sample in enumerate(samples) if place and sample.change)]
-    if len(starts) > _COLUMNS:
-        first, length = samples[0].time, (found.timeline.end - samples[0].time) / _COLUMNS
-        bounds = [first + part * length for part in range(_COLUMNS)]
+    if len(starts) > most:
+        first, length = samples[0].time, (found.timeline.end - samples[0].time) / most
+        bounds = [first + part * length for part in range(most)]
         starts = sorted({next((k for k, one in enumerate(samples) if one.time >= bound), 0) for bound in bounds})
     return [samples[start:stop] for start, stop in zip(starts, [*starts[1:], len(samples)], strict=True)]
 

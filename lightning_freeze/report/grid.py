@@ -54,6 +54,11 @@ def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -
     return "\n".join([*lines, *(line for place in sorted(below) for line in _told(columns[place], place, rows, width))])
 
 
+def width_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    """How wide the table is at least, with all its columns."""
+    return sum(_widths(columns, rows, range(len(columns)))) + len(columns) - 1
+
+
 def paragraph(text: str, width: int) -> list[str]:
     """A text in lines of at most so many characters, a word that is longer than that apart."""
     return wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -90,7 +95,7 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Se
     height = len(figures) - len(rows)
     found = [f"  {line}" if k < height - 1 else line for k, line in enumerate(figures[:height])]
     for row, line in zip(rows, figures[height:], strict=True):
-        found += [row[0], f"  {line}"] if row and line else [row[0]] if row else [line]
+        found += [line] if not row else [part for part in (row[0], line and f"  {line}") if part]
     return found
 
 

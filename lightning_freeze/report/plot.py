@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning_freeze.report.timeline import Timeline
 
 FORMATS = (".png", ".svg", ".pdf")
 _FROZEN = "#eceff1"
+_TALLEST = 18.0  # inches for all stages together
 
 
 def check_path(path: str | Path, owner: str) -> None:
@@ -44,9 +46,10 @@ def draw(timeline: Timeline, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     stages = len(timeline.stages)
-    figure = Figure(figsize=(9.5, min(2.4 + 0.32 * stages, 14)), dpi=120, layout="constrained")
+    rows = min(0.32 * stages, _TALLEST)
+    figure = Figure(figsize=(9.5, 2.4 + rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # no window, no pyplot: nothing of the user's own figures is touched
-    top, below = figure.subplots(2, 1, sharex=True, height_ratios=[max(2.0, 0.32 * stages), 1.1])
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=[max(2.0, rows), 1.1])
     _stages(figure, top, below, timeline)
     _metric(below, timeline)
     _ticks(top, below, timeline)
@@ -72,16 +75,24 @@ def _stages(figure: Any, top: Any, below: Any, timeline: Timeline) -> None:
     edges = [row - 0.5 for row in range(len(timeline.stages) + 1)]
     top.set_facecolor(_FROZEN)
     mesh = top.pcolormesh(times, edges, shown, cmap="viridis", norm=LogNorm(low, high), rasterized=True)
-    top.set_yticks(range(len(timeline.stages)), [_label(timeline, row) for row in range(len(timeline.stages))])
+    points = 72 * min(0.32, _TALLEST / len(timeline.stages))  # of each row; below 6 points nobody reads a label
+    labelled = range(0, len(timeline.stages), max(1, math.ceil(6 / points)))
+    top.set_yticks(labelled, [_label(timeline, row) for row in labelled], fontsize=min(8.0, max(6.0, points - 0.5)))
     top.set_ylim(len(timeline.stages) - 0.5, -0.5)
     for edge in edges[1:-1]:
-        top.axhline(edge, color="white", linewidth=1.5)
-    _unfreezings(top, timeline)
+        top.axhline(edge, color="white", linewidth=min(1.5, points / 8))
+    _unfreezings(top, timeline, points)
     top.set_title(timeline.title, loc="left", fontsize=10)
-    figure.colorbar(mesh, ax=[top, below], label="learning rate (grey: frozen)", aspect=30, pad=0.015)
+    figure.colorbar(
+        mesh,
+        ax=[top, below],
+        label="learning rate (grey: frozen)",
+        aspect=30 if len(timeline.stages) <= 40 else 90,
+        pad=0.015,
+    )
 
 
-def _unfreezings(top: Any, timeline: Timeline) -> None:
+def _unfreezings(top: Any, timeline: Timeline, points: float) -> None:
     """A triangle where a stage begins to train, a cross where it stops."""
     marks: dict[str, list[tuple[float, int]]] = {">": [], "X": []}
     for row in range(len(timeline.stages)):
@@ -94,12 +105,22 @@ def _unfreezings(top: Any, timeline: Timeline) -> None:
     for marker, places in marks.items():
         if places and len(places) <= 20 * len(timeline.stages):
             xs, ys = zip(*places, strict=True)
-            top.scatter(xs, ys, marker=marker, s=34, color="#d84315", edgecolors="white", linewidths=0.7, zorder=3)
+            top.scatter(
+                xs,
+                ys,
+                marker=marker,
+                s=min(34, points**2),
+                color="#d84315",
+                edgecolors="white",
+                linewidths=0.7,
+                zorder=3,
+            )
 
 
 def _label(timeline: Timeline, row: int) -> str:
     name = timeline.stages[row]
-    return f"{name if len(name) <= 28 else name[:27] + '…'}  {_short(timeline.sizes[row])}"
+    shown = name if len(name) <= 44 else f"{name[:18]}…{name[-25:]}"  # siblings differ at the end
+    return f"{shown}  {_short(timeline.sizes[row])}"
 
 
 def _short(count: int) -> str:
@@ -141,6 +162,6 @@ def _ticks(top: Any, below: Any, timeline: Timeline) -> None:
         below.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     below.set_xlabel("epoch")
     top.tick_params(axis="x", bottom=False, labelbottom=False)
-    top.tick_params(axis="y", length=0, labelsize=8)
+    top.tick_params(axis="y", length=0)
     for side in ("top", "right", "bottom", "left"):
         top.spines[side].set_visible(False)

@@ -6,10 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from io import StringIO
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 _UNKNOWN, _WIDEST = 80, 140  # columns where the output is no terminal; more than that nobody reads across
@@ -32,13 +29,6 @@ def value_range(values: Sequence[float], form: str) -> str:
     if not values:
         return "-"
     return format(values[0], form) if len(values) == 1 else f"{values[0]:{form}} to {values[-1]:{form}}"
-
-
-def render(table: Table) -> str:
-    """A table as text without trailing spaces."""
-    out = StringIO()
-    Console(file=out, width=max(130, screen_width())).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 
 def size(count: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from lightning_freeze import arguments
 from lightning_freeze.errors import PatternError, PlanError
 from lightning_freeze.model.patterns import as_patterns, as_strings
+from lightning_freeze.representation import given, table_of
 from lightning_freeze.stages.naming import stage_name
 
 
@@ -54,6 +55,9 @@ class Stage:
     def __repr__(self) -> str:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return f"Stage({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+
+    def _repr_html_(self) -> str:
+        return table_of(f"Stage {self.name}", given(self))
 
     def _check_numbers(self) -> None:
         owner = f"stage '{self.name}'"

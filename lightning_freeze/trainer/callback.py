@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_freeze.engine.policy import Policy
+from lightning_freeze.representation import call_of, given, table_of
 from lightning_freeze.trainer._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.trainer.session import last_session, session_of
 
@@ -19,6 +20,12 @@ class FreezeCallback(Policy, Callback):
     """
 
     needs_trainer: bool = False  # True: hooks of a Trainer do part of its work, so a Freezer refuses it
+
+    def __repr__(self) -> str:
+        return call_of(self)
+
+    def _repr_html_(self) -> str:
+        return table_of(self.title, given(self))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -1,0 +1,28 @@
+"""Pictures hold many stages, and every label can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from lightning_freeze.report.plot import draw
+from lightning_freeze.report.timeline import Sample, Timeline
+
+
+@pytest.mark.parametrize("stages", [1, 12, 200])
+def test_a_picture_holds_any_number_of_stages(tmp_path: Path, stages: int) -> None:
+    samples = [
+        Sample(
+            float(time), time, [0.1 / (k + 1) if k <= time * stages / 10 else None for k in range(stages)], time, True
+        )
+        for time in range(10)
+    ]
+    names = [f"model.encoder.layer_with_a_long_name.{k}" for k in range(stages)]
+    timeline = Timeline("Net", names, [1000] * stages, 10, samples, 10.0)
+    draw(timeline, tmp_path / "plan.png")
+    height, width = matplotlib.image.imread(tmp_path / "plan.png").shape[:2]
+    assert width == 1140
+    assert height <= 120 * 21
+    assert height >= 119 * min(2.4 + 0.32 * stages, 20)
