@@ -3,6 +3,9 @@
 At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them
 anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance
 for the length of a fit, and what is frozen at that moment is put back bit for bit.
+
+Within the average itself, what is frozen has the bits of the model after each update: the rounding of a running
+average would move it, and the average of a stage begins at the value that it is unfrozen with.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,6 +37,8 @@ def protect(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
         for method in _METHODS:
             if hasattr(type(callback), method):
                 setattr(callback, method, partial(_protected, callback, method, view))
+        if (average := getattr(callback, "_average_model", None)) is not None and hasattr(average, "update_parameters"):
+            average.update_parameters = partial(_update, average, view)
 
 
 def unprotect(callbacks: Sequence[Any]) -> None:
@@ -40,6 +46,7 @@ def unprotect(callbacks: Sequence[Any]) -> None:
     for callback in _averages(callbacks):
         for method in _METHODS:
             vars(callback).pop(method, None)
+        vars(getattr(callback, "_average_model", None) or callback).pop("update_parameters", None)
 
 
 def _averages(callbacks: Sequence[Any]) -> list[Any]:
@@ -58,6 +65,18 @@ def _protected(callback: Any, method: str, view: Callable[[], RunView], *args: A
             if module in momenta:
                 module.momentum = momenta.pop(module)
     return result
+
+
+@torch.no_grad()
+def _update(average: Any, view: Callable[[], RunView], model: Any) -> None:
+    type(average).update_parameters(average, model)
+    run = view()
+    kept = [name for name in run.index.parameters if name not in run.trainable] + buffers_of(run.index, run.held)
+    frozen = {id(tensor) for tensor in tensors_of(run.index, kept).values()}
+    ours = chain(model.parameters(), model.buffers())
+    for mean, tensor in zip(chain(average.module.parameters(), average.module.buffers()), ours, strict=True):
+        if id(tensor) in frozen:
+            mean.copy_(tensor)
 
 
 def _as_defined(cls: type, method: str) -> Any:

@@ -121,3 +121,33 @@ def test_a_norm_layer_that_is_registered_twice_is_counted_once() -> None:
     assert "2 eval" not in start_table(run.view)
     context = Context(model)
     assert stages_table(context, context.stages(["norm", "head"], "test")).splitlines()[3].split()[-1] == "1"
+
+
+@pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="an older Lightning")
+def test_an_average_is_lightnings_where_all_trains_and_that_of_a_stage_begins_with_it() -> None:
+    means, weights = (
+        Spy("on_train_batch_end", lambda run, _: tensors(run.callbacks[0]._average_model.module)),
+        Spy("on_train_batch_end", lambda _, net: tensors(net)),
+    )
+    plain = Spy("on_train_batch_end", lambda run, _: tensors(run.callbacks[0]._average_model.module))
+
+    def ema() -> Any:
+        return pl.callbacks.EMAWeightAveraging(decay=0.7)
+
+    torch.manual_seed(3)
+    fit(ContractNet(), [ema(), plain], limit_val_batches=0)
+    torch.manual_seed(3)
+    fit(ContractNet(), [ema(), LayerwiseLR(1.0, stages=STAGES), means], limit_val_batches=0)
+    for one, other in zip(plain.seen, means.seen, strict=True):
+        assert not moved(one, other)
+    means.seen.clear()
+    callbacks = [ema(), GradualUnfreeze(["head", "mid", "stem"], verbose=False), BatchNormEval("stem"), weights, means]
+    fit(ContractNet(), callbacks, limit_val_batches=0)
+    start = weights.seen[0]
+    for step, (mean, now) in enumerate(zip(means.seen, weights.seen, strict=True)):
+        for name in start:
+            begun = step >= {"head": 0, "mid": 2, "stem": 4}[name.partition(".")[0]]
+            if not begun or name.startswith("stem.1.running"):
+                assert torch.equal(mean[name], now[name]), (step, name)
+    third = "mid.0.weight"  # its first update: from the value that it was unfrozen with
+    torch.testing.assert_close(means.seen[2][third], 0.7 * start[third] + 0.3 * weights.seen[2][third])
