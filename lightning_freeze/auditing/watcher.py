@@ -111,13 +111,12 @@ class Watcher:
             elif name in run.trainable and name not in idle:
                 self._stepped.add(name)
 
-    def _without_gradient(self) -> list[Violation]:
-        cause = "the loss does not depend on it: a layer that is not used, a detach, or no_grad on the way"
-        return [
-            Violation(name, f"is trainable and has received no gradient since {since}", cause)
-            for name, since in self._unseen.items()
-            if name in self._stepped and name in self.run.trainable
-        ]
+    def unused(self) -> list[str]:
+        """Trainable parameters that no step has given a gradient, each of them once: the loss does not depend on them."""
+        names = [name for name in self._unseen if name in self._stepped and name in self.run.trainable]
+        for name in names:
+            del self._unseen[name]
+        return [name for name in names if name not in self.ignored]
 
     # ---- the audit
 
@@ -141,7 +140,6 @@ class Watcher:
         found = [
             *moved(run.index, self.hashes, run.trainable, torch_optimizers, writers),
             *[one for one in standing if (one.name, one.found) not in self._accepted],
-            *self._without_gradient(),
         ]
         found = [one for one in found if one.name not in self.ignored]
         violations = placed(found, run.index, run.labels, self._right, self._last)
@@ -156,8 +154,6 @@ class Watcher:
         """Go on from what is there now, so that one violation is reported once."""
         self._fingerprint(list(self.hashes), self._now)
         self._accepted = set(self._standing)
-        for one in self._without_gradient():
-            del self._unseen[one.name]
 
     def fingerprint(self) -> dict[str, int]:
         """What all ranks have to agree on: parameters, and the buffers of held modules."""

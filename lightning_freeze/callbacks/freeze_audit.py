@@ -33,8 +33,10 @@ class FreezeAudit(FreezeCallback):
 
     At the end of chosen epochs and of the run, every frozen parameter, and every buffer of a module that is held in
     eval mode, has to have the bits that it had when it was frozen. Every trainable parameter has to be in exactly one
-    optimizer group and to have received a gradient since it was unfrozen, nothing frozen may be in a group or require
+    optimizer group, nothing frozen may be in a group or require
     a gradient, held modules have to be in eval mode, and under DDP all ranks have to hold the same bits.
+
+    What trains and has received no gradient by then is no violation: a warning names it once.
 
     A violation names the tensor, its stage, when it was last right, and the likely cause.
 
@@ -133,6 +135,7 @@ class FreezeAudit(FreezeCallback):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             replicas = isinstance(trainer.strategy.model, DistributedDataParallel)
             violations = _of_all_ranks(violations, self._watcher, replicas)
+        self._report_unused(trainer, when)
         self.audits += 1
         self.seconds += time.perf_counter() - started
         if not violations:
@@ -146,6 +149,17 @@ class FreezeAudit(FreezeCallback):
         if trainer.is_global_zero:
             warnings.warn(text, stacklevel=2)
         self._watcher.accept()
+
+    def _report_unused(self, trainer: Trainer, when: str) -> None:
+        assert self._watcher is not None
+        unused = self._watcher.unused()
+        if unused and trainer.is_global_zero:
+            warnings.warn(
+                f"{self.title}: '{unused[0]}' ({len(unused)} parameters in all) is trainable and has received no gradient "
+                f"by {when}: the loss does not depend on it.\n  It is a layer that is not used, or there is a detach or "
+                "no_grad on the way. If that is meant, name it in ignore=[...]",
+                stacklevel=2,
+            )
 
 
 def _writers(trainer: Trainer) -> list[str]:

@@ -1,12 +1,11 @@
 """The one place that chooses between `lightning.pytorch` and `pytorch_lightning`.
 
-Both can be installed, and a Trainer of either must accept our callbacks (LightningCLI checks the class). If the
-user has imported just one of them by now, that one it is; otherwise `Callback` descends from every one installed.
+Both can be installed, and a Trainer and a LightningCLI of either must accept our callbacks: `Callback` descends from
+every one that is installed, whichever the user has imported first.
 """
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -15,9 +14,8 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _packages() -> list[Any]:
-    imported = [name for name in PACKAGES if name in sys.modules]
     found = []
-    for name in imported if len(imported) == 1 else PACKAGES:
+    for name in PACKAGES:
         with suppress(ModuleNotFoundError):
             found.append(import_module(name))
     if not found:

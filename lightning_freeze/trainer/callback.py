@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.engine.policy import Policy
@@ -53,6 +54,9 @@ class FreezeCallback(Policy, Callback):
                 policy.begin(trainer)
         elif session.next_step < float("inf") and session.step_is_due(trainer, batch_idx):
             session.reconcile(trainer, pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        session_of(trainer).check_loss(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         session_of(trainer).before_update(optimizer)

@@ -210,6 +210,24 @@ class Session:
         """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
         return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
 
+    def check_loss(self, loss: torch.Tensor) -> None:
+        """Refuse a loss of frozen parameters alone: torch would say "element 0 of tensors does not require grad".
+
+        Raises:
+            PlanError: it depends on nothing that trains now.
+        """
+        if loss.requires_grad or self.reconciler is None:
+            return
+        view = self.reconciler.view
+        frozen = [name for name in view.index.parameters if view.before[name] and name not in view.trainable]
+        if frozen:
+            raise PlanError(
+                f"the loss depends on nothing that trains in epoch {view.progress.epoch}, step {view.progress.step}: "
+                f"{len(frozen)} parameters are frozen now, from '{frozen[0]}' on.\n"
+                "  Put a part of what this loss is computed from in the first stage; with several optimizers, a part of "
+                "what each of them trains"
+            )
+
     def before_update(self, optimizer: Optimizer) -> None:
         """The gradients are there, and have not been clipped."""
         if self.reconciler is not None:

@@ -26,7 +26,7 @@ from helpers import (
 )
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, TQDMProgressBar
 
-from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR, PatternError, Stage
+from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR, PatternError, PlanError, Stage
 from lightning_freeze.engine.modes import is_held
 
 # ---- who trains
@@ -277,3 +277,16 @@ def test_table_and_changes_are_printed_beside_a_progress_bar(bar: Any, capsys: p
     printed = capsys.readouterr().out
     assert printed.count("lightning_freeze: Net\n") == 1
     assert printed.count("epoch 1, step 2: unfrozen mid; ") == 1
+
+
+def test_a_loss_of_frozen_parameters_alone_gets_a_sentence() -> None:
+    class Other(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = torch.nn.Linear(4, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.other(batch[0]).sum()
+
+    with pytest.raises(PlanError, match=r"depends on nothing that trains in epoch 0, step 0: .* parameters are frozen"):
+        fit(Other(), [GradualUnfreeze(["head", ["other", "mid", "stem"]], verbose=False)])

@@ -327,6 +327,7 @@ class TestFallback:
 
 
 class TestResume:
+    @pytest.mark.filterwarnings("ignore:The dirpath has changed")
     def test_a_resumed_run_takes_its_stages_from_the_checkpoint_and_never_looks(self, tmp_path: Path) -> None:
         looks: list[int] = []
 
