@@ -112,7 +112,7 @@ class Watcher:
                 self._stepped.add(name)
 
     def unused(self) -> list[str]:
-        """Trainable parameters that no step has given a gradient, each of them once: the loss does not depend on them."""
+        """Trainable parameters that no step has given a gradient, each once: the loss does not depend on them."""
         names = [name for name in self._unseen if name in self._stepped and name in self.run.trainable]
         for name in names:
             del self._unseen[name]

@@ -155,9 +155,9 @@ class FreezeAudit(FreezeCallback):
         unused = self._watcher.unused()
         if unused and trainer.is_global_zero:
             warnings.warn(
-                f"{self.title}: '{unused[0]}' ({len(unused)} parameters in all) is trainable and has received no gradient "
-                f"by {when}: the loss does not depend on it.\n  It is a layer that is not used, or there is a detach or "
-                "no_grad on the way. If that is meant, name it in ignore=[...]",
+                f"{self.title}: '{unused[0]}' ({len(unused)} parameters in all) is trainable and has received no "
+                f"gradient by {when}: the loss does not depend on it.\n  It is a layer that is not used, or there is a "
+                "detach or no_grad on the way. If that is meant, name it in ignore=[...]",
                 stacklevel=2,
             )
 

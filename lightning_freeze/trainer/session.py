@@ -224,8 +224,8 @@ class Session:
             raise PlanError(
                 f"the loss depends on nothing that trains in epoch {view.progress.epoch}, step {view.progress.step}: "
                 f"{len(frozen)} parameters are frozen now, from '{frozen[0]}' on.\n"
-                "  Put a part of what this loss is computed from in the first stage; with several optimizers, a part of "
-                "what each of them trains"
+                "  Put a part of what this loss is computed from in the first stage; with several optimizers, a part "
+                "of what each of them trains"
             )
 
     def before_update(self, optimizer: Optimizer) -> None:
