@@ -7,6 +7,7 @@ from lightning_freeze.callbacks.freeze_audit import FreezeAudit as FreezeAudit
 from lightning_freeze.callbacks.freeze_layers import FreezeLayers as FreezeLayers
 from lightning_freeze.callbacks.freeze_monitor import FreezeMonitor as FreezeMonitor
 from lightning_freeze.callbacks.gradual import GradualUnfreeze as GradualUnfreeze
+from lightning_freeze.callbacks.group_options import GroupOptions as GroupOptions
 from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR as LayerAdaptiveLR
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR as LayerwiseLR
 from lightning_freeze.callbacks.progressive import ProgressiveFreeze as ProgressiveFreeze

@@ -23,6 +23,7 @@ class Binding:
         own_factors: parameter -> factor that takes the place of all policies' factors.
         stages: what it unfreezes, stage by stage. One that a user named must hold something that can train.
         freezes: the sets that `Policy.wants` may freeze in the course of a run; none for a policy that freezes nothing.
+        options: parameter -> option -> value in its optimizer group.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Binding:
     own_factors: Mapping[str, float] = field(default_factory=dict)
     stages: Sequence[BoundStage] = ()
     freezes: tuple[frozenset[str], ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of_stages(

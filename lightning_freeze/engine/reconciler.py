@@ -17,6 +17,7 @@ from lightning_freeze.engine.declarations import Binding, Change, Wants
 from lightning_freeze.engine.frozen_before import check_stages_train
 from lightning_freeze.engine.held_modules import HeldModules
 from lightning_freeze.engine.labels import joined_labels
+from lightning_freeze.engine.options import merged_options
 from lightning_freeze.engine.policy import Policy, shared_stages
 from lightning_freeze.engine.records import entry_of, load_entries
 from lightning_freeze.engine.run_view import RunView
@@ -92,12 +93,12 @@ class Reconciler:
         for policy in self.policies:
             policy.check_optimizers(optimizers)
         words = _labels_by_policy(self.bindings)
-        self.factors = _factors(self.bindings)
+        self.factors, options = _factors(self.bindings), merged_options(self.policies, self.bindings)
         self.labels = joined_labels(words)
         trains = frozenset[str]().union(*(binding.trains for binding in self.bindings)) & self.can_train
         join_homeless(optimizers, self.index, trains)
         self.optimizers = [
-            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, words)
+            SlottedOptimizer(optimizer, schedulers, self.index.name_of, self.labels, self.factors, words, options)
             for optimizer in optimizers
         ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lightning_freeze.optim.group_options import options_text
 
 
 @dataclass
@@ -32,10 +34,11 @@ class Slot:
     stage: int = 0
     stage_since: int = 0
     counters: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
-    """Unique names: the stage's, with the user's group and the factor added only where they are needed."""
+    """Unique names: the stage's, with the user's group, options and the factor added only where needed."""
     several = len({slot.origin for slot in slots}) > 1
     for slot in slots:
         own = given[slot.origin] or (f"pg{slot.origin + 1}" if several else None)
@@ -43,6 +46,10 @@ def name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
         shared = sum(other.label == slot.label for other in slots) > 1
         parts = [slot.label or (None if own else "rest"), own if shared or not slot.label else None]
         slot.name = "/".join(str(part) for part in parts if part)
+    for name in {slot.name for slot in slots}:
+        same = [slot for slot in slots if slot.name == name]
+        for slot in same if len({repr(slot.options) for slot in same}) > 1 else ():
+            slot.name = "/".join(filter(None, [name, options_text(slot.options)]))
     for name in {slot.name for slot in slots}:
         same = [slot for slot in slots if slot.name == name]
         if len(same) > 1:

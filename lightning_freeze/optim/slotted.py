@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_freeze.errors import OptimizerError, ResumeError
 from lightning_freeze.model.dtensors import cut_like
+from lightning_freeze.optim.group_options import RATES, changed
 from lightning_freeze.optim.scheduler_lists import check_lists, reindex, scaled, schedulers_of
 from lightning_freeze.optim.slots import Placement, Slot, name_slots
 from lightning_freeze.optim.state import (
@@ -31,7 +32,6 @@ from lightning_freeze.optim.state import (
     to_host,
 )
 
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SLOTTED = "_lightning_freeze_slotted"  # attribute of the optimizer: what split it last
 
 
@@ -45,6 +45,7 @@ class SlottedOptimizer:
         labels: parameter name -> stage.
         factors: parameter name -> factor of the rate.
         kinds: parameter name -> anything; parameters of different kinds do not share a slot.
+        options: parameter name -> option -> value in its group; where it is the group's already, nothing is split.
 
     Raises:
         OptimizerError: the optimizer takes one group only, has no rate or was scaled by an earlier fit, or a
@@ -59,6 +60,7 @@ class SlottedOptimizer:
         labels: Mapping[str, str],
         factors: Mapping[str, float],
         kinds: Mapping[str, Hashable] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if isinstance(optimizer, LBFGS):
             raise OptimizerError(
@@ -71,10 +73,10 @@ class SlottedOptimizer:
                 "ramp or show.\n  Give it one, for example Adafactor(..., lr=1e-3, relative_step=False)"
             )
         earlier: SlottedOptimizer | None = vars(optimizer).get(_SLOTTED)
-        if earlier is not None and any(slot.factor != 1 for slot in earlier.slots):  # they would be scaled twice
+        if earlier is not None and any(slot.factor != 1 or slot.options for slot in earlier.slots):
             raise OptimizerError(
-                f"configure_optimizers returned the {type(optimizer).__name__} of an earlier fit, whose rates are "
-                "scaled per stage already.\n  Make a new optimizer in configure_optimizers"
+                f"configure_optimizers returned the {type(optimizer).__name__} of an earlier fit, whose rates or "
+                "options are set per layer already.\n  Make a new optimizer in configure_optimizers"
             )
         self.optimizer = optimizer
         self.steps = 0  # optimizer steps so far; counted by a StepShaper, where there is one
@@ -83,7 +85,7 @@ class SlottedOptimizer:
         self._aside: dict[str, Aside] = {}
         self._fills_at_construction = bool(optimizer.state)  # Adagrad: step() expects the state to be there
         self._given_names: dict[str, str] = {}
-        self._split(schedulers, name_of, labels, factors, kinds or {})
+        self._split(schedulers, name_of, labels, factors, kinds or {}, options or {})
         self._slot_of = {name: place for place, slot in enumerate(self.slots) for name in slot.names}
         self._present = set(self._slot_of)
         for name in self.parameters:  # those that joined were not there at construction
@@ -99,15 +101,19 @@ class SlottedOptimizer:
         labels: Mapping[str, str],
         factors: Mapping[str, float],
         kinds: Mapping[str, Hashable],
+        options: Mapping[str, Mapping[str, Any]],
     ) -> None:
         old = list(self.optimizer.param_groups)
         new: list[dict[str, Any]] = []
         for origin, group in enumerate(old):
-            for (label, factor, _), names in self._parts(origin, group, name_of, labels, factors, kinds).items():
-                self.slots.append(Slot("", label, factor, origin, names))
-                new.append(self._group(group, factor, names))
-        mine = schedulers_of(self.optimizer, schedulers)
-        check_lists(mine, len(old))
+            own = {name: fresh for name, wanted in options.items() if (fresh := changed(group, wanted))}
+            apart = {**kinds, **{name: (kinds.get(name), repr(fresh)) for name, fresh in own.items()}}
+            for (label, factor, _), names in self._parts(origin, group, name_of, labels, factors, apart).items():
+                mine = own.get(names[0], {}) if names else {}
+                self.slots.append(Slot("", label, factor, origin, names, options=mine))
+                new.append(self._group(group, factor, names) | mine)
+        listed = schedulers_of(self.optimizer, schedulers)
+        check_lists(listed, len(old))
         if len(new) > len(old) or any(slot.label for slot in self.slots):
             name_slots(self.slots, [group.get("name") for group in old])
             for slot, group in zip(self.slots, new, strict=True):
@@ -116,7 +122,7 @@ class SlottedOptimizer:
             for slot in self.slots:
                 slot.name = str(old[slot.origin].get("name", f"group {slot.origin}"))
         self.optimizer.param_groups[:] = new  # in place: wrappers of the optimizer hold on to this list
-        reindex(mine, [slot.origin for slot in self.slots], [slot.factor for slot in self.slots])
+        reindex(listed, [slot.origin for slot in self.slots], [slot.factor for slot in self.slots])
 
     def _parts(
         self,
@@ -141,7 +147,7 @@ class SlottedOptimizer:
 
     def _group(self, group: Mapping[str, Any], factor: float, names: Sequence[str]) -> dict[str, Any]:
         copied = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
-        copied.update({key: scaled(copied[key], factor) for key in _RATES if copied.get(key) is not None})
+        copied.update({key: scaled(copied[key], factor) for key in RATES if copied.get(key) is not None})
         return {"params": [], **copied} | self._members(names, "param_names" in group)
 
     def _members(self, names: Sequence[str], named: bool) -> dict[str, Any]:

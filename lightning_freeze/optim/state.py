@@ -23,8 +23,15 @@ Aside = tuple[dict[str, Any], list[str | None] | None]
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable")  # how a step is computed, not what
 
 
-def fresh_optimizer(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer | None:
+def fresh_optimizer(
+    optimizer: Optimizer, parameter: nn.Parameter, changed: Mapping[str, Any] | None = None
+) -> Optimizer | None:
     """An optimizer of the same kind and options for one parameter; None where its constructor takes other arguments.
+
+    Args:
+        optimizer: any; it is not touched.
+        parameter: the only one of the new optimizer.
+        changed: option -> value in place of the optimizer's.
 
     Raises:
         ValueError: the optimizer does not take such a parameter, as Muon takes matrices only.
@@ -32,7 +39,8 @@ def fresh_optimizer(optimizer: Optimizer, parameter: nn.Parameter) -> Optimizer 
     takes = inspect.signature(type(optimizer)).parameters.values()
     names = {parameter.name for parameter in takes}
     any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
-    options = {key: value for key, value in optimizer.defaults.items() if any_name or key in names}
+    wanted = optimizer.defaults | dict(changed or {})
+    options = {key: value for key, value in wanted.items() if any_name or key in names}
     try:
         return type(optimizer)([parameter], **options)
     except TypeError:

@@ -303,7 +303,7 @@ def test_an_optimizer_that_outlives_a_fit_is_not_scaled_twice() -> None:
             (name, 0.05) for name in ("stem", "mid", "head")
         ]
     fit(model, [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5)])
-    with pytest.raises(OptimizerError, match="AdamW of an earlier fit, whose rates are scaled per stage already"):
+    with pytest.raises(OptimizerError, match="AdamW of an earlier fit, whose rates or options are set"):
         fit(model, [GradualUnfreeze(STAGES, verbose=False), LayerwiseLR(0.5)])
 
 
