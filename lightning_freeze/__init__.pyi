@@ -11,6 +11,7 @@ from lightning_freeze.callbacks.group_options import GroupOptions as GroupOption
 from lightning_freeze.callbacks.layer_adaptive import LayerAdaptiveLR as LayerAdaptiveLR
 from lightning_freeze.callbacks.layerwise_lr import LayerwiseLR as LayerwiseLR
 from lightning_freeze.callbacks.progressive import ProgressiveFreeze as ProgressiveFreeze
+from lightning_freeze.callbacks.rate_growth import RateGrowth as RateGrowth
 from lightning_freeze.callbacks.rotating import RotatingUnfreeze as RotatingUnfreeze
 from lightning_freeze.callbacks.slim_checkpoint import SlimCheckpoint as SlimCheckpoint
 from lightning_freeze.callbacks.stage_schedule import StageSchedule as StageSchedule

@@ -132,12 +132,26 @@ def _matched(text: str, searched: Searchable, owner: str) -> set[str]:
     chosen: set[str] | None = None
     for place, term in enumerate(pattern.terms):
         found = set(_match(term.removeprefix("!"), searched))
-        if not found:
+        if not found and not (place and _may_be_absent(term)):
             raise PatternError(nothing_matched(text, term.removeprefix("!"), searched, owner))
         before, chosen = chosen, found if chosen is None else chosen - found if term[0] == "!" else chosen & found
         if not chosen:
             raise PatternError(disjoint(pattern.terms[: place + 1], len(before or ()), len(found), text, owner))
     return chosen or set()
+
+
+def _may_be_absent(term: str) -> bool:
+    """Whether a term takes away a kind or a class that exists, so that the model may have none of it."""
+    if term.startswith("!type:"):
+        return any(cls.__name__ == term.removeprefix("!type:").strip() for cls in _all_subclasses(nn.Module))
+    return term.startswith("!kind:")
+
+
+def _all_subclasses(cls: type) -> Iterator[type]:
+    child: type
+    for child in cls.__subclasses__():
+        yield child
+        yield from _all_subclasses(child)
 
 
 def _match(term: str, searched: Searchable) -> Iterator[str]:
@@ -185,7 +199,8 @@ def select(model: nn.Module, patterns: Patterns) -> list[str]:
             parameter and module names (`*` crosses dots), `re:...` a regular expression (full match over
             parameter names). `kind:norm`, `kind:bias` and `kind:embedding` are all parameters of that kind, in layers
             of any library; `type:Conv2d` those directly in modules of a class or of one derived from it. `A & B` is
-            what both select, and `!...` takes away from what the patterns before it selected.
+            what both select, `A & !kind:norm` what is in A and of no such kind, and `!...` takes away from what the
+            patterns before it selected.
 
     Raises:
         PatternError: a pattern matches nothing; the message names the closest parameters, modules or classes.

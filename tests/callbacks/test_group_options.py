@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STAGES, Batches, Net, fit, tensors, trainer
+from helpers import STAGES, Batches, Net, Spy, fit, tensors, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
@@ -98,24 +99,24 @@ def test_the_table_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(tmp_path: Any) -> None:
-    def run(epochs: int, options: Any, checkpoint: Any = None) -> tuple[Any, Any]:
+    def run(options: Any, checkpoint: Any = None) -> Any:
         model = Net(plain)
-        callbacks = [GradualUnfreeze(STAGES, verbose=False), GroupOptions(options, verbose=False)]
-        one = trainer(callbacks, epochs=3, limit_train_batches=2)
-        if epochs < 3:
-            one.fit_loop.max_epochs = epochs
-        one.fit(model, Batches(), Batches(), ckpt_path=checkpoint, weights_only=False)
-        return model, one
+        torch.manual_seed(1)  # for Dropout
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        kept = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, enable_version_counter=False)
+        start = Spy("on_train_epoch_start", lambda trainer, _: torch.manual_seed(trainer.current_epoch))
+        callbacks = [GradualUnfreeze(STAGES, verbose=False), GroupOptions(options, verbose=False), kept, start]
+        one = trainer(callbacks, enable_checkpointing=True)
+        one.fit(model, Batches(2), Batches(1), ckpt_path=checkpoint, weights_only=False)
+        return model
 
-    whole, _ = run(3, BARE)
-    _, part = run(2, BARE)
-    part.save_checkpoint(tmp_path / "part.ckpt")
-    resumed, _ = run(3, BARE, tmp_path / "part.ckpt")
+    whole = run(BARE)
+    resumed = run(BARE, tmp_path / "0" / "epoch=1.ckpt")
 
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, tensors(resumed)[name]), name
     with pytest.raises(ResumeError, match="does not fit GroupOptions"):
-        run(3, {"kind:norm": {"weight_decay": 0.1}}, tmp_path / "part.ckpt")
+        run({"kind:norm": {"weight_decay": 0.1}}, tmp_path / "0" / "epoch=1.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,13 @@ class TestKinds:
         assert select(model, "re:a&b.*") == ["a&b.weight", "a&b.bias"] == select(model, "a&b")
         assert select(model, "re:.*a&b.* & kind:bias") == ["a&b.bias"]
 
+    def test_what_is_taken_away_by_nature_may_be_absent(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2))
+
+        assert select(model, "* & !kind:norm & !type:_BatchNorm") == ["0.weight", "0.bias"]
+        with pytest.raises(PatternError, match=r"'type:BatchNrm' matches none"):
+            select(model, "* & !type:BatchNrm")
+
     def test_a_tied_parameter_is_of_every_kind_that_its_places_make_it(self) -> None:
         model = nn.ModuleDict({"head": nn.Linear(2, 4, bias=False), "words": nn.Embedding(4, 2)})
         model["words"].weight = model["head"].weight

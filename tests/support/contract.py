@@ -24,6 +24,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "LayerAdaptiveLR": {},
     "LayerwiseLR": {"decay": 0.5, "multipliers": {"head.bias": 2.0}, "stages": STAGES},
     "ProgressiveFreeze": {"stages": STAGES, "span": (0.0, 1.0)},
+    "RateGrowth": {"patterns": "stem", "start": 1, "initial": 0.25},
     "RotatingUnfreeze": {"stages": STAGES, "every_n_train_steps": 2},
     "SlimCheckpoint": {},
     "StageSchedule": {"shape": "slanted_triangular", "warmup": 0.3, "final_factor": 0.1},
