@@ -187,7 +187,9 @@ def test_convert_prints_a_block_that_makes_the_same_callbacks(
     assert main(["convert", str(tmp_path / "none.yaml")]) == 2
 
 
-def fastai_rates(fastai: Any, train_bn: bool) -> Log:
+def fastai_rates(train_bn: bool) -> Log:
+    import fastai.callback.progress  # both add methods to Learner
+    import fastai.callback.schedule  # noqa: F401
     from fastai.callback.core import Callback
 
     seen: Log = []
@@ -225,8 +227,8 @@ def fastai_rates(fastai: Any, train_bn: bool) -> Log:
 @pytest.mark.parametrize("train_bn", [True, False])
 @pytest.mark.filterwarnings("ignore")
 def test_fine_tune_trains_the_same_at_the_same_rates_as_fastai(train_bn: bool) -> None:
-    fastai = pytest.importorskip("fastai.learner")
-    theirs = fastai_rates(fastai, train_bn)
+    pytest.importorskip("fastai.learner")
+    theirs = fastai_rates(train_bn)
     mine = run(Net(), fine_tune("head", 3, freeze_epochs=2, lr_mult=50, train_bn=train_bn), epochs=5).log_of_steps
 
     assert len(mine) == len(theirs) == 10
