@@ -93,7 +93,8 @@ class RowStore:
         self._map = _mapped(path, max(rows * self.row_bytes, 1))
         # Not torch.empty: under deterministic algorithms it fills what it returns, and would take it all up at once.
         count = rows * prod(self.shape)
-        self._data = torch.frombuffer(self._map, dtype=dtype, count=count).view(rows, *self.shape)
+        with torch.inference_mode(False):  # a step may be in it, and later rows come outside of it
+            self._data = torch.frombuffer(self._map, dtype=dtype, count=count).view(rows, *self.shape)
 
     @property
     def bytes(self) -> int:

@@ -81,6 +81,20 @@ def test_what_a_step_returns_or_keeps_is_a_plain_tensor_with_values() -> None:
     assert cache.hits > 0
 
 
+def test_rows_that_were_first_kept_in_inference_mode_are_joined_by_others() -> None:
+    model = Net()
+    cache = memo(model)
+
+    def step(inputs: Tensor, inference: bool) -> Tensor:
+        with torch.inference_mode(inference):
+            features = model.late(model.frozen(inputs)).sum().item()
+        return model.head.weight.sum() * features
+
+    for turn in range(8):
+        batch = torch.randn(8, 8, generator=torch.Generator().manual_seed(turn // 2))
+        assert cache.run(step, batch, turn < 3).item() == step(batch, turn < 3).item()
+
+
 def test_a_view_and_what_it_is_of_share_memory_though_only_the_view_was_stored() -> None:
     model = Net()
     cache, batch = memo(model), torch.randn(8, 8)
