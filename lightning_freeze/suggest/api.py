@@ -16,7 +16,7 @@ from lightning_freeze.errors import PlanError
 from lightning_freeze.model.fingerprint import fingerprint
 from lightning_freeze.preview.config import as_user_error, build, undisturbed
 from lightning_freeze.suggest.budget import Budget
-from lightning_freeze.suggest.isolation import same_random_state
+from lightning_freeze.suggest.isolation import same_random_state, seed_all
 from lightning_freeze.suggest.record import Record
 from lightning_freeze.suggest.search import Search, Show
 from lightning_freeze.suggest.suggestion import Suggestion
@@ -105,6 +105,7 @@ def from_config(
         FreezeError: what `suggest` raises, and whatever is wrong with the config.
     """
     with undisturbed(files), same_random_state(), as_user_error(f"config {', '.join(map(str, files))}"):
+        seed_all(seed)  # a new head is the same in a call that goes on from this one
         built = build(files, overrides, model=model, data=data, adjust=_alone)
         options = dict(built.config["trainer"].items())
         others = [one for one in built.trainer.callbacks if not type(one).__module__.startswith("lightning_freeze")]
