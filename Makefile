@@ -6,7 +6,7 @@ export OMP_NUM_THREADS = 1
 
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-oldest lint types wheel coverage mutants bench clean
+.PHONY: docs demo test test-oldest lint types wheel coverage mutants bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -61,6 +61,10 @@ mutants: .venv/installed
 bench: .venv/installed
 	$(BIN)/python $(PIP) ".[bench]"
 	set -e; for name in overhead ddp rotation savings peers transfer; do $(BIN)/python benchmarks/$$name.py; done
+
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[docs]"
+	$(BIN)/mkdocs build --strict --config-file examples/mkdocs.yml
 
 clean:
 	rm -rf .venv .venv-oldest build dist demo_output .coverage* .mypy_cache .pytest_cache .ruff_cache

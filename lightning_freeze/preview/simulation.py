@@ -304,7 +304,7 @@ class Simulation:
             else:
                 self.schedulers.append(one)
         if any(policy.watched_metric for policy in run.policies):
-            remarks.append("Metric triggers are shown as early as they can fire: with a metric that never improves.")
+            remarks.append("The preview cannot know your metric, so it shows the earliest possible epochs.")
         if not model.automatic_optimization:
             remarks.append("Manual optimization: every optimizer is assumed to step once per batch.")
 

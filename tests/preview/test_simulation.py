@@ -177,7 +177,7 @@ def test_metric_triggers_fire_as_early_as_they_can(folder: Path, capsys: pytest.
     metric = {"class_path": UNFREEZE["class_path"], "init_args": {"stages": ["head", "stem"], "monitor": "val"}}
     said = printed(capsys, "--config", config(folder, metric, trainer__max_epochs=9))
     assert re.search(r"epoch 0 +epoch 4\n", said)  # the first check is the best, three follow
-    assert "as early as they can fire" in said
+    assert "it shows the earliest possible epochs" in said
     metric["init_args"] |= {"restore_best": True, "max_epochs_per_stage": 2}
     assert re.search(r"epoch 0 +epoch 2\n", printed(capsys, "--config", config(folder, metric)))
 
