@@ -29,10 +29,10 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PlanError: a file that cannot be read, or an epoch without a step.
     """
-    for file in options.config:
-        read(file)
     steps = getattr(options, "steps_per_epoch", None)
     if steps is not None and steps < 1:
         raise PlanError(f"--steps-per-epoch must be at least 1, got {steps}")
+    for file in options.config:
+        read(file)
     found = {"files": options.config, "overrides": options.overrides, "model": options.model, "data": options.data}
     return found if steps is None else found | {"steps_per_epoch": steps}
