@@ -27,7 +27,7 @@ def page() -> str:
         ("Errors", errors),
     ):
         parts.append(f"## {heading}\n")
-        parts += ["\n".join(entry(name, things[name])) for name in sorted(names, key=str.lower)]
+        parts += ["\n".join(entry(name, things[name])) for name in sorted(names, key=lambda name: (name.lower(), name))]
     return "\n".join(parts)
 
 

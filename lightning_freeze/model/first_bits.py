@@ -6,7 +6,7 @@ fingerprint in place of the tensor; whoever loads it has the tensor already, in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def slim(checkpoint: Mapping[str, Any], first: FirstBits) -> dict[str, Any]:
     gone = set(left)
     slimmed = {**checkpoint, "state_dict": {name: value for name, value in state.items() if name not in gone}}
     for path, _ in copies:
-        slimmed = _replaced(slimmed, path, lambda _: None)
+        slimmed = _replaced(slimmed, path, None)
     used = dict.fromkeys([*left, *(name for _, name in copies)])
     slimmed[KEY] = {"first": {name: first[name] for name in used}, "left_out": left, "copies": copies}
     return slimmed
@@ -84,7 +84,7 @@ def fill(checkpoint: dict[str, Any], state: Mapping[str, Any], of: str) -> None:
     }
     for path, name in record["copies"]:
         value = tensors[name].clone()  # the module's own is written over soon
-        checkpoint.update(_replaced(checkpoint, path, lambda _, value=value: value))
+        checkpoint.update(_replaced(checkpoint, path, value))
 
 
 def _checked(first: Mapping[str, Any], state: Mapping[str, Any], of: str) -> dict[str, Tensor]:
@@ -123,9 +123,8 @@ def merge_checkpoint(slim: Mapping[str, Any] | str | Path, model: nn.Module) -> 
         >>> merge_checkpoint({"state_dict": {"weight": torch.ones(1)}}, nn.Linear(1, 1))["state_dict"]
         {'weight': tensor([1.])}
     """
-    if isinstance(slim, str | Path):
-        slim = torch.load(slim, map_location="cpu", weights_only=True)
-    merged = dict(slim)
+    loaded: Any = torch.load(slim, map_location="cpu", weights_only=True) if isinstance(slim, str | Path) else slim
+    merged: dict[str, Any] = dict(loaded)
     left = set(merged.get(KEY, {}).get("left_out", ()))
     fill(merged, model.state_dict(), type(model).__name__)
     state = merged["state_dict"]
@@ -145,10 +144,10 @@ def _leaves(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...],
             yield from _leaves(value, (*path, key))
 
 
-def _replaced(tree: Any, path: list[Any], change: Callable[[Any], Any]) -> Any:
+def _replaced(tree: Any, path: list[Any], value: Any) -> Any:
     """A copy of nested dicts and lists with another value at a path."""
     if not path:
-        return change(tree)
+        return value
     copied = list(tree) if isinstance(tree, list) else dict(tree)
-    copied[path[0]] = _replaced(tree[path[0]], path[1:], change)
+    copied[path[0]] = _replaced(tree[path[0]], path[1:], value)
     return copied

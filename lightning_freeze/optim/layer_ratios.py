@@ -47,7 +47,8 @@ def trust_ratios(optimizer: Optimizer) -> Tensor | None:
     if norms is None:
         return None
     weights, gradients = norms
-    return torch.where(gradients > 0, weights / gradients, 0.0) * gradient_scale(optimizer)
+    ratios: Tensor = torch.where(gradients > 0, weights / gradients, 0.0) * gradient_scale(optimizer)
+    return ratios
 
 
 def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
@@ -56,7 +57,8 @@ def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
     if norms is None:
         return None
     weights, gradients = norms
-    return torch.where(weights > 0, gradients / weights, 0.0) / gradient_scale(optimizer)
+    ratios: Tensor = torch.where(weights > 0, gradients / weights, 0.0) / gradient_scale(optimizer)
+    return ratios
 
 
 def _norms(optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:

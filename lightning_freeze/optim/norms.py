@@ -64,7 +64,7 @@ def totals(groups: Sequence[Sequence[Tensor]], weights: Sequence[Sequence[float]
     counts = [count for each in weights for count in each]
     if set(counts) != {1.0}:
         sums = sums * sums.new_tensor(counts)
-    return torch.stack([part.sum() for part in sums.split([len(group) for group in groups])])
+    return torch.stack([part.sum() for part in torch.split(sums, [len(group) for group in groups])])
 
 
 def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:

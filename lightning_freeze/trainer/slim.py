@@ -65,7 +65,7 @@ def wrap_load_from_checkpoint() -> None:
     """Let `LightningModule.load_from_checkpoint` take slim checkpoints from here on, in this process."""
     for package in PACKAGES:
         if package in sys.modules:
-            saving = import_module(f"{package}.core.saving")
+            saving: Any = import_module(f"{package}.core.saving")
             if not hasattr(saving._load_state, _WRAPPED):
                 saving._load_state = _filling(saving._load_state)
 
