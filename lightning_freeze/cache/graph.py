@@ -152,7 +152,7 @@ class Leaf:
 
 def _with_order(tensor: Tensor, like: Tensor) -> Tensor:
     """The same numbers, laid out in memory in the order of another tensor of as many dimensions."""
-    order = sorted(range(like.dim()), key=lambda dim: -int(like.stride(dim)))
+    order = sorted(range(like.dim()), key=lambda dim: -like.stride()[dim])
     return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(like.dim())])
 
 

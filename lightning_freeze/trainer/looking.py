@@ -154,7 +154,8 @@ def _stand_ins(trainer: Trainer, module: LightningModule) -> Iterator[None]:
             if hasattr(stepper, "zero_grad"):
                 stack.enter_context(_replaced(stepper, "zero_grad", _nothing))
         loggers = list(trainer.loggers)
-        trainer.loggers = [_Silent() for _ in loggers]
+        silent: list[Any] = [_Silent() for _ in loggers]
+        trainer.loggers = silent
         stack.callback(setattr, trainer, "loggers", loggers)
         yield
 
