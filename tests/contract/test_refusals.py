@@ -122,6 +122,21 @@ def test_patterns_of_another_kind_are_refused_at_construction(make: Any, wrong: 
         make(wrong)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FreezeLayers("re:("), "FreezeLayers: pattern 're:\\(' is no regular expression"),
+        (lambda: GradualUnfreeze(["head", "kind:nrm"]), "GradualUnfreeze stage 1: .*Kinds: bias, embedding, norm"),
+        (lambda: LayerwiseLR(multipliers={"head &": 2.0}), "LayerwiseLR multipliers: .*nothing on one side of '&'"),
+        (lambda: FreezeAudit(ignore="kind:x"), "FreezeAudit ignore: pattern 'kind:x'"),
+        (lambda: TaskFreeze({"a": "kind:x"}), "TaskFreeze task 'a': pattern 'kind:x'"),
+    ],
+)
+def test_patterns_that_cannot_be_read_are_refused_at_construction(make: Any, message: str) -> None:
+    with pytest.raises(PatternError, match=f"(?s){message}"):
+        make()
+
+
 # ---- names and plans
 
 
@@ -135,7 +150,6 @@ def test_patterns_of_another_kind_are_refused_at_construction(make: Any, wrong: 
         (GradualUnfreeze(["head", ["mid", "re:stm.*"]]), r"stage 'mid\+1': pattern 're:stm\.\*'.*Closest: .*stem"),
         (FreezeLayers(["stem", "!stem.7"]), r"FreezeLayers: pattern '!stem\.7'.*Closest: stem"),
         (FreezeLayers("!stem"), "takes away from the patterns before it"),
-        (FreezeLayers("re:("), "is no regular expression"),
         (FreezeLayers("stem.2"), "'stem.2' is a module without any"),
         (LayerwiseLR(multipliers={"heads": 2.0}), "LayerwiseLR multipliers: pattern 'heads'.*Closest: head"),
         (LayerwiseLR(0.5, stages=["haed"]), "LayerwiseLR stage 'haed'.*Closest: head"),

@@ -20,7 +20,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "FreezeLayers": {"patterns": ["stem", "!stem.0"], "start": 1, "stop": 3},
     "FreezeMonitor": {},
     "GradualUnfreeze": {"stages": STAGES, "warmup_steps": 3},
-    "GroupOptions": {"options": {"kind:norm": {"weight_decay": 0.25}, "head": {"momentum": 0.5}}},
+    "GroupOptions": {"options": {"kind:norm": {"weight_decay": 0.25}, "head": {"weight_decay": 0.125}}},
     "LayerAdaptiveLR": {},
     "LayerwiseLR": {"decay": 0.5, "multipliers": {"head.bias": 2.0}, "stages": STAGES},
     "ProgressiveFreeze": {"stages": STAGES, "span": (0.0, 1.0)},
