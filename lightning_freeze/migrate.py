@@ -138,8 +138,9 @@ def finetuning_schedule(
 
     Example:
         >>> phases = {0: {"params": ["model.fc.*"], "max_transition_epoch": 3}, 1: {"params": ["model.layer4.*"]}}
-        >>> [type(one).__name__ for one in finetuning_schedule(phases, lr=1e-3)]
-        ['GradualUnfreeze']
+        >>> made = finetuning_schedule(phases, lr=1e-3, epoch_transitions_only=True, restore_best=False)
+        >>> made[0].at, [stage.factor for stage in made[0].stages]
+        ([0, 3], [None, 0.01])
     """
     return schedule_plan(ft_schedule, **options).build("finetuning_schedule")
 
