@@ -37,7 +37,7 @@ def test_a_trigger_acts_at_the_start_of_the_next_epoch_and_later_checks_of_its_e
     assert feed(plateau, [1.0, 1.0, 1.0, 0.5], epoch=3) == [True, False, False, False]
     assert plateau.ends == {0: 3}
     assert plateau.best == 1.0
-    assert [plateau.started(epoch, None, 3) for epoch in (2, 3, 4, 9)] == [1, 1, 2, 2]
+    assert [plateau.started(epoch, [None] * 3) for epoch in (2, 3, 4, 9)] == [1, 1, 2, 2]
 
 
 def test_best_value_and_counter_start_afresh_at_each_stage() -> None:
@@ -47,14 +47,14 @@ def test_best_value_and_counter_start_afresh_at_each_stage() -> None:
     assert plateau.wait == 1
     assert 1 not in plateau.ends
     feed(plateau, [5.0], epoch=2, stage=1)
-    assert plateau.started(3, None, 4) == 3
+    assert plateau.started(3, [None] * 4) == 3
 
 
 def test_a_stage_ends_after_its_most_epochs_counted_from_its_own_start() -> None:
-    assert [Plateau().started(epoch, 3, 4) for epoch in range(10)] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    assert [Plateau().started(epoch, [3] * 4) for epoch in range(10)] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
     plateau = Plateau()
     feed(plateau, [1.0, 1.0, 1.0], epoch=0)
-    assert [plateau.started(epoch, 3, 4) for epoch in range(8)] == [1, 2, 2, 2, 3, 3, 3, 4]
+    assert [plateau.started(epoch, [3] * 4) for epoch in range(8)] == [1, 2, 2, 2, 3, 3, 3, 4]
 
 
 def test_nothing_improves_on_nan() -> None:
@@ -69,3 +69,7 @@ def test_the_record_is_plain_and_complete() -> None:
     record = plateau.record()
     assert record == {"ends": {}, "stage": 0, "best": 1.0, "wait": 1}
     assert Plateau(**record) == plateau
+
+
+def test_each_stage_may_have_a_limit_of_its_own() -> None:
+    assert [Plateau().started(epoch, [2, None, 1, 5]) for epoch in range(5)] == [1, 1, 2, 2, 2]
