@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
-_CHOICE = re.compile(r"\[([A-Za-z0-9]+)\]")
+_CHOICE = re.compile(r"(\d*)\[([A-Za-z0-9]+(?:-[A-Za-z0-9])?)\]")
 
 
 def metric_name(name: str) -> str:
@@ -43,16 +43,19 @@ def _plain(pattern: str) -> str:
     text = pattern
     if text.startswith("re:"):
         text = re.sub(r"\.[*+]", "", text[3:].replace(r"\.", "\0")).replace("\0", ".").replace("\\", "")
-    text = _CHOICE.sub(lambda found: _choice(found[1]), text)
+    text = _CHOICE.sub(lambda found: _choice(found[1], found[2]), text)
     text = _UNFIT.sub("-", re.sub(r"[*?^$]", "", text.replace(" & ", "-")))
     return re.sub(r"\.{2,}", ".", text).strip(".-")
 
 
-def _choice(characters: str) -> str:
-    """`34` -> `3-4`, `ab` -> `a-b`, `135` -> `135`."""
+def _choice(before: str, characters: str) -> str:
+    """`34` -> `3-4`, `78` after a `1` -> `17-18`, `135` -> `135`."""
+    first, dash, last = characters.partition("-")
+    if dash:
+        return f"{before}{first}-{before}{last}"
     codes = [ord(character) for character in characters]
     follow = len(codes) > 1 and codes == list(range(codes[0], codes[-1] + 1))
-    return f"{characters[0]}-{characters[-1]}" if follow else characters
+    return f"{before}{characters[0]}-{before}{characters[-1]}" if follow else before + characters
 
 
 def ranges(names: Sequence[str]) -> list[str]:
