@@ -19,7 +19,8 @@ class Doing(nn.Module):
 
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.inner, self.what, self.calls, self.kept = nn.Linear(4, 4), what, 0, []
+        self.inner, self.what, self.calls = nn.Linear(4, 4), what, 0
+        self.kept: list[Any] = []
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Any:

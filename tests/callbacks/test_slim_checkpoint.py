@@ -82,7 +82,7 @@ def test_a_head_only_run_saves_its_head_and_loads_with_plain_types(tmp_path: Pat
 
 @pytest.mark.parametrize("callbacks", [[], [AnchorWeights(0.0, verbose=False)]])
 def test_where_everything_moves_the_file_is_no_larger(tmp_path: Path, callbacks: list[Any]) -> None:
-    sizes = []
+    sizes: list[int] = []
     for more in ([], [SlimCheckpoint()]):
         _, path = saved(tmp_path / str(len(sizes)), [FreezeLayers("body.1", stop=1, verbose=False), *callbacks, *more])
         sizes.append(path.stat().st_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -100,16 +101,16 @@ class _Super(_If):
         return super().forward(x) + 1
 
 
-def _wrapped(function):
+def _wrapped(function: Any) -> Any:
     @functools.wraps(function)
-    def wrapper(*args):
+    def wrapper(*args: Any) -> Any:
         return function(*args)
 
     return wrapper
 
 
-def _hiding(function):
-    def wrapper(*args):
+def _hiding(function: Any) -> Any:
+    def wrapper(*args: Any) -> Any:
         return function(*args)
 
     return wrapper
