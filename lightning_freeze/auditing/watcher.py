@@ -113,7 +113,9 @@ class Watcher:
 
     def unused(self) -> list[str]:
         """Trainable parameters that no step has given a gradient, each once: the loss does not depend on them."""
-        names = [name for name in self._unseen if name in self._stepped and name in self.run.trainable]
+        run = self.run
+        waiting = self._stepped.intersection(self._unseen, run.trainable)
+        names = [name for name in run.index.parameters if name in waiting]
         for name in names:
             del self._unseen[name]
         return [name for name in names if name not in self.ignored]

@@ -6,6 +6,7 @@ every one that is installed, whichever the user has imported first.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -14,10 +15,14 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _packages() -> list[Any]:
+    messages = import_module("lightning_utilities.core.rank_zero")
+    imported, log = any(name in sys.modules for name in PACKAGES), getattr(messages, "log", None)
     found = []
     for name in PACKAGES:
         with suppress(ModuleNotFoundError):
             found.append(import_module(name))
+    if imported:  # each package sends the messages of both to its own logger; those of the user's go on
+        messages.log = log
     if not found:
         raise ImportError("lightning_freeze needs PyTorch Lightning.\n  pip install lightning")
     return found

@@ -334,6 +334,7 @@ class TestResume:
         class Model(Net):
             def training_step(self, batch: Any, batch_idx: int) -> Tensor:
                 looks.append(batch_idx)
+                torch.manual_seed(self.global_step)  # a resumed run draws the same dropout
                 return super().training_step(batch, batch_idx)
 
         saved = pl.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
