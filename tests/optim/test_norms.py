@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from lightning_freeze.optim.norms import gradient_scale, local, shares, square_norms, total
+from lightning_freeze.optim.norms import gradient_scale, local, shares, square_norms
 
 
 def test_the_square_of_each_groups_gradient() -> None:
@@ -26,8 +26,5 @@ def test_sparse_gradients_count_their_values_once() -> None:
     assert local([embedding.weight.grad])[0].tolist() == [[2.0, 2.0], [1.0, 1.0]]
 
 
-def test_sums_are_weighted_and_of_power_one_or_two() -> None:
-    tensors = [torch.tensor([1.0, -2.0]), torch.tensor([3.0])]
-    assert total(tensors, [1.0, 1.0], 1) == 6.0
-    assert total(tensors, [1.0, 0.5], 2) == 9.5
-    assert shares(tensors) == [1.0, 1.0]
+def test_without_sharding_each_tensor_counts_once() -> None:
+    assert shares([torch.tensor([1.0, -2.0]), torch.tensor([3.0])]) == [1.0, 1.0]
