@@ -224,4 +224,4 @@ def test_number_order_and_names_of_slots_are_the_same_in_every_epoch() -> None:
     names = dict(callbacks[-1].seen[0])
     assert len(names) == 5
     assert names["mid"] == pytest.approx(0.05)
-    assert names["mid+mid.0"] == pytest.approx(0.005)
+    assert names["mid.0"] == pytest.approx(0.005)
