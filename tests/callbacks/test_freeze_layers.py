@@ -39,4 +39,4 @@ def test_several_instances_of_one_class_add_up() -> None:
     ]
     fit(Net(), [*callbacks, seen, rates], epochs=4)
     assert seen.seen == ["hm", "hm", "hm", "hs"]
-    assert rates.seen == [pytest.approx({"*+stem": 0.075, "*+mid": 1.5, "*+head": 0.1})]
+    assert rates.seen == [pytest.approx({"stem": 0.075, "mid": 1.5, "head": 0.1})]

@@ -474,7 +474,7 @@ class TestShapes:
         for name in ("a/b", "a b", "a+b"):
             model.add_module(name, nn.Linear(2, 2))
 
-        assert [stage.name for stage in discover_stages(model)] == ["a_b__", "a_b_", "a_b"]
+        assert [stage.name for stage in discover_stages(model)] == ["a-b__", "a-b_", "a-b"]
 
     def test_a_model_that_is_not_built_yet_is_refused(self) -> None:
         with pytest.raises(
