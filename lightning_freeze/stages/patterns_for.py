@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 from itertools import chain, islice
 
 from lightning_freeze.model.index import ModelIndex
@@ -37,12 +38,17 @@ class _Cover:
     def __init__(self, index: ModelIndex, names: Iterable[str]) -> None:
         self.index, self.chosen = index, set(names)
         self.covered: set[str] = set()
-        self.touched: set[str] = set()  # modules with something chosen under them: no other needs a look
-        for alias in chain.from_iterable(index.all_names[name] for name in self.chosen):
+
+    @cached_property
+    def touched(self) -> set[str]:
+        """Modules with something chosen under them: no other needs a look."""
+        found: set[str] = set()
+        for alias in chain.from_iterable(self.index.all_names[name] for name in self.chosen):
             owner = alias.rpartition(".")[0]
-            while owner not in self.touched:
-                self.touched.add(owner)
+            while owner not in found:
+                found.add(owner)
                 owner = owner.rpartition(".")[0]
+        return found
 
     def best(self, module: str) -> list[str]:
         """Patterns for what is chosen under a module and not covered yet."""
@@ -68,7 +74,7 @@ class _Cover:
 
     def plain(self, module: str) -> Iterator[str]:
         """The same without `!`, one by one."""
-        under = set(self.index.under(module)) if module in self.touched else set()
+        under = set(self.index.under(module))
         if not (under & self.chosen) - self.covered:
             return
         if under <= self.chosen:
