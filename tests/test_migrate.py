@@ -31,11 +31,15 @@ class Recording(torch.optim.SGD):
     """Notes what each parameter is updated with."""
 
     def step(self, closure: Any = None) -> Any:
-        loss = super().step(closure)
-        groups = self.param_groups
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups  # as the update uses them; the base class's step puts them back at its end
         self.seen: dict[int, tuple[float, float]] = {
             id(p): (float(group["lr"]), float(group["momentum"])) for group in groups for p in group["params"]
         }
+        super().step()
         return loss
 
 

@@ -138,25 +138,29 @@ class EpochMeans:
     """Ratios of the steps of an epoch, added up on their device, and the mean of the epoch before, by optimizer."""
 
     def __init__(self) -> None:
-        self._epoch = 0
+        self._epoch = 0  # of `_sums`
+        self._now = 0
         self._sums: dict[int, tuple[int, int, Tensor]] = {}  # optimizer -> last step, count, sum
         self._last: dict[int, Tensor] = {}
 
     def begin(self, epoch: int) -> None:
-        """Take the mean of what has been added since the last epoch, if this is another one."""
-        if epoch != self._epoch:
-            self._last = {place: total / count for place, (_, count, total) in self._sums.items()}
-            self._epoch, self._sums = epoch, {}
+        """Steps belong to this epoch from now on. Nothing changes before its first one: a finished run has none."""
+        self._now = epoch
 
     def add(self, optimizer: int, step: int, ratios: Tensor) -> None:
         """Add the ratios of a step, `[groups]`; a step that is seen twice counts once."""
+        if self._now != self._epoch:
+            self._epoch, self._last, self._sums = self._now, self._means(), {}
         seen, count, total = self._sums.get(optimizer, (-1, 0, torch.zeros_like(ratios)))
         if seen != step:
             self._sums[optimizer] = step, count + 1, total + ratios
 
     def last(self, optimizer: int) -> Tensor | None:
         """The mean ratios of the epoch before; None when there is none."""
-        return self._last.get(optimizer)
+        return (self._last if self._now == self._epoch else self._means()).get(optimizer)
+
+    def _means(self) -> dict[int, Tensor]:
+        return {place: total / count for place, (_, count, total) in self._sums.items()}
 
     def record(self) -> dict[str, Any]:
         """As plain types and tensors, for a checkpoint."""
@@ -166,7 +170,7 @@ class EpochMeans:
     def of(cls, record: Mapping[str, Any]) -> EpochMeans:
         """What `record` gave."""
         made = cls()
-        made._epoch = record.get("epoch", 0)
+        made._epoch = made._now = record.get("epoch", 0)
         made._sums = {place: (step, count, total) for place, (step, count, total) in record.get("sums", {}).items()}
         made._last = dict(record.get("last", {}))
         return made

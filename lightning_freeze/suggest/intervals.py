@@ -22,8 +22,9 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean of independent measurements with its 95% interval (Student's t).
 
     Example:
-        >>> interval([0.70, 0.72, 0.74])
-        Interval(mean=0.72, half=0.0496...)
+        >>> found = interval([0.70, 0.72, 0.74])
+        >>> print(f"{found.mean:.3f} +- {found.half:.3f}")
+        0.720 +- 0.050
     """
     mean = statistics.fmean(values)
     if len(values) < 2:

@@ -25,7 +25,7 @@ def test_no_false_alarm(case: str, said: dict[str, list[str]]) -> None:
 def test_what_moved_on_one_rank_stops_all(case: str, said: dict[str, list[str]]) -> None:
     first, second = said[case]
     assert first == second
-    assert "'model.0.weight' (stage 'model.0+2') is frozen and has moved (on rank 1)" in first
+    assert "'model.0.weight' (stage 'model.0-1-and-1-more') is frozen and has moved (on rank 1)" in first
     assert "audit at the end of epoch 1" in first
 
 

@@ -45,7 +45,7 @@ def test_it_shows_its_own_stages_in_the_table_and_not_those_beside_it(capsys: py
     assert all(stage in alone for stage in STAGES)
     fit(Net(), [LayerwiseLR(0.5), GradualUnfreeze(STAGES[:1])], epochs=1)
     beside = capsys.readouterr().out
-    assert sum(line.startswith(" head") for line in beside.splitlines()) == 1
+    assert sum(line.startswith("head ") for line in beside.splitlines()) == 1
 
 
 def test_two_of_them_multiply() -> None:

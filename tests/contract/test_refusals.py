@@ -146,7 +146,10 @@ def test_patterns_that_cannot_be_read_are_refused_at_construction(make: Any, mes
             GradualUnfreeze(["head", Stage("late", ["mod"])]),
             r"GradualUnfreeze stage 'late': pattern 'mod' matches none of the 8 parameters of Never.*Closest: mid",
         ),
-        (GradualUnfreeze(["head", ["mid", "re:stm.*"]]), r"stage 'mid\+1': pattern 're:stm\.\*'.*Closest: .*stem"),
+        (
+            GradualUnfreeze(["head", ["mid", "re:stm.*"]]),
+            r"stage 'mid-and-1-more': pattern 're:stm\.\*'.*Closest: .*stem",
+        ),
         (FreezeLayers(["stem", "!stem.7"]), r"FreezeLayers: pattern '!stem\.7'.*Closest: stem"),
         (FreezeLayers("!stem"), "takes away from the patterns before it"),
         (FreezeLayers("stem.2"), "'stem.2' is a module without any"),

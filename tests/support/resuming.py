@@ -92,13 +92,17 @@ class Net(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
 
+def _identity(policy: dict[str, Any]) -> tuple[str, str, str]:
+    return policy["class"], str(policy["signature"]), policy["arguments"]
+
+
 def everything(trainer: Any) -> dict[str, Any]:
     """All that a run ends with, flat: weights, buffers, optimizer, schedulers, trigger history."""
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     kept = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
     ours = checkpoint["lightning_freeze"]
     kept["lightning_freeze"] = {key: ours[key] for key in ("trainable", "optimizers")}
-    kept["policies"] = sorted(ours["policies"], key=lambda policy: (policy["class"], str(policy["signature"])))
+    kept["policies"] = sorted(ours["policies"], key=_identity)
     leaves = torch.utils._pytree.tree_flatten_with_path(kept)[0]
     return {torch.utils._pytree.keystr(path): leaf for path, leaf in leaves}
 
