@@ -1,4 +1,4 @@
-"""What all callbacks of this package share: each hook passes on to the session of the fit."""
+"""What all callbacks of this package share: each hook calls the `Session` of its fit."""
 
 from __future__ import annotations
 
