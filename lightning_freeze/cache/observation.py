@@ -7,6 +7,7 @@ a value, prints, draws a random number or has a hook inside may not: its Python 
 from __future__ import annotations
 
 import dis
+import gc
 import random
 import sys
 import types
@@ -176,12 +177,25 @@ def observe(module: nn.Module, given: list[Tensor], call: Callable[[list[Tensor]
         What the module returned, in plain tensors, and what was seen.
     """
     watcher = _Watcher()
-    before = _State(module, given)
-    result = _watched(watcher, module, given, call)
-    watcher.settle()
-    for text, final in before.differences():
-        watcher.flaw(text, final)
+    with _nothing_collected():
+        before = _State(module, given)
+        result = _watched(watcher, module, given, call)
+        watcher.settle()
+        for text, final in before.differences():
+            watcher.flaw(text, final)
     return result, watcher.seen
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep the garbage collector away: what it runs would look like the module's doing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _watched(watcher: _Watcher, module: nn.Module, given: list[Tensor], call: Callable[[list[Tensor]], Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import time
 from typing import Any
 
 import pytest
@@ -97,3 +99,32 @@ def test_whether_gradients_are_on_is_noted_when_it_is_asked() -> None:
     module.what = "asks"
     assert observe(module, [torch.ones(1, 4)], lambda tensors: module(*tensors))[1].looks
     del DOES["asks"]
+
+
+class Litter:
+    """Garbage of somebody else, that does something when it is collected."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        COUNT["collected"] = COUNT.get("collected", 0) + 1
+        time.perf_counter()
+
+
+def test_what_the_garbage_collector_runs_meanwhile_is_not_the_modules_doing() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval().requires_grad_(False)
+
+    def call(tensors: list[Tensor]) -> Tensor:
+        for _ in range(5):
+            Litter()
+        return module(*tensors)
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        _, seen = observe(module, [torch.ones(2, 4)], call)
+    finally:
+        gc.set_threshold(*before)
+    assert not seen.flaw
+    assert gc.isenabled()
