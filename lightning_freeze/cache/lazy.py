@@ -154,7 +154,7 @@ def become(lazy: Lazy, value: Tensor) -> None:
     step = lazy.step
     for name in ("node", "held", "step"):
         del lazy.__dict__[name]
-    lazy.__class__ = Tensor
+    lazy.__class__ = Tensor  # type: ignore[assignment]
     torch._C._swap_tensor_impl(lazy, value)
-    value.__class__ = Lazy  # type: ignore[assignment]
+    value.__class__ = Lazy
     value.__dict__.update(node=None, held=lazy, step=step)
