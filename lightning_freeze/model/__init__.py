@@ -1,1 +1,1 @@
-"""A model as it is: names, patterns, layers, what is frozen, its bits. Nothing here changes a model."""
+"""Read a model: its names, patterns, kinds of layers, frozen modules and bits. Nothing here changes a model."""

@@ -1,10 +1,10 @@
-"""Classes of packages that may not be installed are known by name: the class itself, or a base class of it."""
+"""Recognise classes of packages that may not be installed by the name of the class or of a base class."""
 
 from __future__ import annotations
 
 
 def class_names(thing: object) -> frozenset[str]:
-    """The names of the class of a thing and of all its base classes.
+    """The names of an object's class and of all its base classes.
 
     Example:
         >>> sorted(class_names(True))
@@ -14,7 +14,7 @@ def class_names(thing: object) -> frozenset[str]:
 
 
 def is_named(thing: object, *names: str) -> bool:
-    """Whether the class of a thing, or a base class of it, has one of these names.
+    """Whether an object's class, or one of its base classes, has one of these names.
 
     Example:
         >>> is_named(True, "int", "str")

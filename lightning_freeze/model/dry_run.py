@@ -1,4 +1,4 @@
-"""One forward that leaves no trace: modes, buffers and random state are afterwards what they were before."""
+"""Run one forward and restore modes, buffers and random state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def copied_for(index: ModelIndex, value: Any) -> Any:
-    """A copy of an input on the model's device, and in its floating point dtype where all parameters share one."""
+    """Copy an input to the model's device, and cast it if all parameters share one floating-point dtype."""
     tensors = [*index.parameters.values(), *index.buffers.values()]
     dtypes = {tensor.dtype for tensor in index.parameters.values() if tensor.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
@@ -51,8 +51,8 @@ def dry_run(model: nn.Module, arguments: object) -> None:
     """Call a model in eval mode without gradients, as Lightning calls it with `example_input_array`.
 
     Args:
-        model: what is called.
-        arguments: a tensor is the one argument, a tuple or list holds positional arguments, a dict keyword arguments.
+        model: the module to call.
+        arguments: a tensor (the only argument), a tuple or list (positional arguments) or a dict (keyword arguments).
     """
     with untouched(model), eagerly(), torch.no_grad():
         if isinstance(arguments, dict):
@@ -64,8 +64,8 @@ def dry_run(model: nn.Module, arguments: object) -> None:
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Compiled parts run as they were written: nothing is compiled for the sake of one forward."""
-    # Where nothing is compiled there is no need to import the compiler, which takes seconds.
+    """Run compiled parts eagerly, so that one forward compiles nothing."""
+    # Importing the compiler takes seconds; skip it when nothing is compiled.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

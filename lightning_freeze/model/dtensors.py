@@ -1,8 +1,8 @@
-"""Parameters that are DTensors: each rank holds a part of them, a checkpoint holds the whole.
+"""Convert between DTensors, of which each rank holds a shard, and the whole tensors of a checkpoint.
 
-FSDP2 (`fully_shard`) and tensor parallelism keep parameters and optimizer state as DTensors. What this package puts
-into a checkpoint is plain tensors, so it is gathered on the way out and cut to each rank's part on the way in: a
-run may go on with another number of processes.
+FSDP2 (`fully_shard`) and tensor parallelism keep parameters and optimizer state as DTensors. This package saves whole
+tensors: it gathers shards when it saves and distributes them again when it loads. So a run can be resumed with
+another number of processes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from torch.utils._pytree import tree_map_only
 
 
 def gathered(tree: Any) -> Any:
-    """The same with whole tensors in host memory in place of DTensors: on rank 0, which writes them; empty on others.
+    """Replace the DTensors of a tree by whole tensors in host memory on rank 0, and by empty tensors on other ranks.
 
-    A collective: all ranks call it with equal trees, in equal order.
+    This is a collective: all ranks call it with equal trees, in the same order.
     """
     return tree_map_only(DTensor, _whole, tree)
 
 
 def _whole(tensor: DTensor) -> Tensor:
-    # state that was moved to the host has to go where the ranks can exchange it
+    # Ranks exchange tensors on the mesh's device; optimizer state may have been moved to the host.
     whole: Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
     return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0, device="cpu")
 
 
 def cut_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as the DTensor that belongs to `parameter`: of its shape, placed as it is; of another, a copy
-    on each rank. Anything stays as it is when it is a number (0-dim), a DTensor, or the parameter is none.
+    """Distribute a whole tensor as `parameter` is distributed.
+
+    A tensor of the parameter's shape gets its placements; a tensor of another shape is replicated on all ranks.
+    Returned unchanged: 0-dimensional tensors, DTensors, and any value if `parameter` is not a DTensor.
     """
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.dim() == 0:
         return value
@@ -53,15 +55,15 @@ def is_sharded_tensor(tensor: Tensor) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: of a DTensor its shard."""
+    """The part of a tensor that this rank holds: the shard of a DTensor, else the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:
-    """Let FSDP2 take its parameters up again, with the values and flags they have now.
+    """Make FSDP2 gather its parameters again at the next forward, with their current values and flags.
 
-    A forward without backward, as in validation, leaves those of the root whole: without this, the next forward
-    would run on what was gathered before, and what has begun to train would get no gradient in its first step.
+    After a forward without backward, as in validation, the root's parameters stay gathered. The next forward would
+    use these old copies, and a parameter that has been unfrozen since would get no gradient in its first step.
     """
     for module in modules:
         module.reshard()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Bit-exact hashes of parameters and buffers: equal hashes, equal bits."""
+"""Bit-exact hashes of parameters and buffers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.patterns import Patterns, resolve
 from lightning_freeze.model.searchable import Member, searchable
 
-# Elements worked on at a time, a multiple of 8: a hash needs a few times their bytes beside the tensor. On the CPU
-# that is what fits its cache, elsewhere what keeps the number of kernels small.
+# Elements per chunk, a multiple of 8. A hash needs a few times the bytes of a chunk as extra memory. On a CPU a chunk
+# fits the cache; on other devices large chunks keep the number of kernels small.
 _CHUNK, _CHUNK_ELSEWHERE = 1 << 16, 1 << 23
 
 
@@ -34,12 +34,12 @@ _STEP, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0
 def tensor_hash(tensor: Tensor) -> Tensor:
     """A 64-bit hash of a tensor's bits, their order, its dtype and its shape.
 
-    It does not depend on device, strides or how the tensor came about: word k of its bytes gives output
-    `word + k * step` of splitmix64, and these are summed modulo 2**64, which is the same in any order. Of a sharded
-    tensor (DTensor) the local shard is hashed.
+    The hash does not depend on device or strides. Word k of the bytes is mixed as splitmix64 mixes
+    `word + k * step`, and the results are summed modulo 2**64, so the order of summation does not matter. For a
+    sharded tensor (DTensor) the local shard is hashed.
 
     Args:
-        tensor: any dtype and shape; of a sparse one, indices and values as they are stored.
+        tensor: any dtype and shape; indices and values of a sparse tensor are hashed as they are stored.
 
     Returns:
         An int64 of shape `()` on the tensor's device, so that hashing many tensors needs no synchronization.
@@ -77,7 +77,7 @@ def _seed(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 
 def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The dense tensors that hold its numbers: itself, or indices and values of a sparse one."""
+    """The dense tensors that store a tensor: itself, or the indices and values of a sparse tensor."""
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
@@ -86,7 +86,7 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """The finalizer of splitmix64, in place: every bit of the result hangs on every bit of the word."""
+    """The finalizer of splitmix64, in place: every bit of the result depends on every bit of the word."""
     shifted = torch.empty_like(words)
     for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
         torch.bitwise_right_shift(words, shift, out=shifted)
@@ -97,7 +97,7 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Iterator[Tensor]:
-    """The bytes of a tensor in logical order as int64, a chunk at a time; the last word is filled up with zeros."""
+    """Yield the bytes of a tensor in logical order as int64, in chunks; the last word is padded with zeros."""
     for piece in _pieces(tensor):
         # The stride of a single element may be anything, and `contiguous` leaves it.
         data = piece.reshape(-1).contiguous().as_strided((piece.numel(),), (1,)).view(torch.uint8)
@@ -109,27 +109,27 @@ def _words(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Parts of a tensor in logical order, each but the last a multiple of 8 elements, so that no word straddles two."""
+    """Split a tensor in logical order. All pieces but the last have a multiple of 8 elements, so words stay whole."""
     chunk = _CHUNK if tensor.device.type == "cpu" else _CHUNK_ELSEWHERE
     if tensor.is_contiguous():
         yield from torch.split(tensor.reshape(-1), chunk)
     elif tensor.numel():
-        # Some rows at a time: a copy of the whole could be as large as the model.
+        # Split by rows: a contiguous copy of the whole tensor could be as large as the model.
         yield from torch.split(tensor, max(8, chunk * len(tensor) // tensor.numel() // 8 * 8))
 
 
 def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True) -> dict[str, int]:
-    """A 64-bit hash of each selected parameter and buffer: two are equal when they are bit-identical.
+    """A 64-bit hash of each selected parameter and buffer. Bit-identical tensors have equal hashes.
 
     Args:
         model: any module.
-        patterns: what to hash (see `select`); they also see the names of buffers, so a module stands for its
+        patterns: what to hash (see `select`). Patterns match names of buffers too: the name of a module selects its
             parameters and its buffers.
-        buffers: whether buffers are hashed too.
+        buffers: whether to hash buffers too.
 
     Returns:
-        Name -> unsigned hash, parameters first. A tied parameter and a shared buffer are there once. Hashes do not
-        depend on the device; they come to the host in one copy per device.
+        Name -> unsigned hash, parameters first. A tied parameter or a shared buffer appears once. Hashes do not
+        depend on the device; one copy per device brings them to the host.
 
     Raises:
         PatternError: a pattern matches nothing.
@@ -151,7 +151,7 @@ def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True
 
 
 def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Name -> unsigned hash; small tensors many at a time, and one copy to the host per device."""
+    """Hash tensors: name -> unsigned hash. Small tensors are hashed in batches; one copy per device to the host."""
     small = {name: tensor for name, tensor in tensors.items() if _is_small(tensor)}
     hashes: list[tuple[list[str], Tensor]] = [
         ([name], tensor_hash(tensor).reshape(1)) for name, tensor in tensors.items() if name not in small
@@ -165,7 +165,7 @@ def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: found[name] % (1 << 64) for name in tensors}
 
 
-# ---- many small tensors in one pass: each alone takes two dozen operations, however small it is
+# ---- many small tensors in one pass: hashing a tensor alone takes two dozen operations, however small it is
 
 _SMALL = 1 << 15  # bytes
 _PLAIN = frozenset(
@@ -180,7 +180,7 @@ def _is_small(tensor: Tensor) -> bool:
 
 
 def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors of one device and dtype, of together about as many bytes as a chunk has."""
+    """Group tensors by device and dtype into batches of about one chunk of bytes, and yield their names."""
     kind = {name: (str(tensor.device), str(tensor.dtype)) for name, tensor in tensors.items()}
     for (device, _), group in groupby(sorted(tensors, key=kind.__getitem__), key=kind.__getitem__):
         limit = 8 * (_CHUNK if device == "cpu" else _CHUNK_ELSEWHERE)
@@ -196,7 +196,7 @@ def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def _hash_together(tensors: Sequence[Tensor]) -> Tensor:
-    """`tensor_hash` of each, of one device and dtype: their words in a row, mixed at once, summed one by one."""
+    """`tensor_hash` of each tensor. All have one device and dtype; their words are concatenated and mixed at once."""
     device, each = tensors[0].device, tensors[0].element_size()
     filler = torch.zeros(8 // each, dtype=tensors[0].dtype, device=device)
     parts: list[Tensor] = []
@@ -214,7 +214,7 @@ def _hash_together(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def select_tensors(index: ModelIndex, patterns: Patterns, owner: str, buffers: bool = True) -> dict[str, Tensor]:
-    """Name -> parameter or buffer that the patterns select; `owner` opens the error message."""
+    """The selected parameters and buffers by name; `owner` is the subject of the error message."""
     tensors: dict[str, Tensor] = {**index.parameters, **(index.buffers if buffers else {})}
     names = {id(tensor): name for name, tensor in tensors.items()}
     members = list(index.members())

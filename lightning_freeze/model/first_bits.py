@@ -1,7 +1,7 @@
-"""Checkpoints without the tensors that still have their first bits, and how those come back.
+"""Leave unchanged tensors out of a checkpoint, and put them back when it is loaded.
 
-The bits that a tensor had when the first fit began are known by its fingerprint. A slim checkpoint keeps the
-fingerprint in place of the tensor; whoever loads it has the tensor already, in the module as it is built.
+A tensor is unchanged if its fingerprint is the one it had when the first fit began. A slim checkpoint stores the
+fingerprint instead of the tensor; loading takes the tensor from the module as it was built.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from lightning_freeze.errors import ResumeError
 from lightning_freeze.model.fingerprint import hashes_of
 
 KEY = "lightning_freeze_slim"  # of the checkpoint
-_SMALLEST = 64  # elements of a tensor that is looked for beside the weights
+_SMALLEST = 64  # elements; smaller tensors outside the state_dict are always stored
 _NEVER = (KEY, "state_dict", "optimizer_states")
 
 FirstBits = dict[str, tuple[int, str]]  # name in the state_dict -> fingerprint and dtype
 
 
 def first_bits(state: Mapping[str, Any]) -> FirstBits:
-    """The fingerprints of a `state_dict`, as it is now."""
+    """The current fingerprints of the tensors in a `state_dict`."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
     hashes = hashes_of(tensors)
     return {name: (hashes[name], str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
 
 
 def slim(checkpoint: Mapping[str, Any], first: FirstBits) -> dict[str, Any]:
-    """The same checkpoint without tensors that have first bits; as it was where there are none.
+    """A copy of a checkpoint without its unchanged tensors; without any, a plain copy.
 
     Args:
-        checkpoint: of Lightning, with "state_dict"; it is not changed.
-        first: the fingerprints of the start, by names in the state_dict.
+        checkpoint: a Lightning checkpoint, with "state_dict"; it is not modified.
+        first: fingerprints from the start of the first fit, by name in the state_dict.
     """
     state = checkpoint["state_dict"]
     known = {name: value for name, value in state.items() if name in first and isinstance(value, Tensor)}
@@ -62,15 +62,15 @@ def slim(checkpoint: Mapping[str, Any], first: FirstBits) -> dict[str, Any]:
 
 
 def fill(checkpoint: dict[str, Any], state: Mapping[str, Any], of: str) -> None:
-    """Put back what a slim checkpoint left out, in place; nothing happens to a full one.
+    """Put the tensors back that a slim checkpoint leaves out, in place. A full checkpoint stays as it is.
 
     Args:
-        checkpoint: as loaded.
+        checkpoint: the loaded checkpoint.
         state: the `state_dict` of the module as built.
-        of: what was built, for the error.
+        of: the name of the module's class, for error messages.
 
     Raises:
-        ResumeError: a tensor has other bits than the first fit began with, or is not there.
+        ResumeError: a tensor is missing, or has other bits than at the start of the first fit.
     """
     if KEY not in checkpoint:
         return
@@ -83,41 +83,41 @@ def fill(checkpoint: dict[str, Any], state: Mapping[str, Any], of: str) -> None:
         name: gone[name] if name in gone else kept[name] for name in dict.fromkeys([*order, *kept])
     }
     for path, name in record["copies"]:
-        value = tensors[name].clone()  # the module's own is written over soon
+        value = tensors[name].clone()  # loading overwrites the module's own tensor
         checkpoint.update(_replaced(checkpoint, path, value))
 
 
 def _checked(first: Mapping[str, Any], state: Mapping[str, Any], of: str) -> dict[str, Tensor]:
-    """The tensors of a module as built that a slim checkpoint refers to."""
+    """The module's tensors that a slim checkpoint refers to, with their fingerprints checked."""
     tensors: dict[str, Tensor] = {}
     for name, (_, dtype) in first.items():
         if not isinstance(state.get(name), Tensor):
             raise ResumeError(
-                f"the checkpoint leaves out '{name}', which {of} does not have.\n"
-                "  Build the module that the first fit began with"
+                f"the checkpoint leaves out '{name}', and {of} has no tensor of this name.\n"
+                "  Build the same module as for the first fit"
             )
         tensors[name] = state[name].detach().to(getattr(torch, dtype))
     now = first_bits(tensors)
     other = [name for name in first if now[name][0] != first[name][0]]
     if other:
         raise ResumeError(
-            f"the checkpoint leaves out what had not changed since the first fit began, and '{other[0]}' "
-            f"({len(other)} of {len(first)} tensors) of {of} has other values.\n"
-            "  Build the module with the pretrained weights that the first fit began with"
+            f"the checkpoint leaves out tensors that had not changed since the first fit began, but '{other[0]}' "
+            f"of {of} has other values now ({len(other)} of {len(first)} tensors differ).\n"
+            "  Build the module with the pretrained weights of the first fit"
         )
     return tensors
 
 
 def merge_checkpoint(slim: Mapping[str, Any] | str | Path, model: nn.Module) -> dict[str, Any]:
-    """A full checkpoint from a slim one and the module that its first fit began with.
+    """Make a full checkpoint from a slim one.
 
     Args:
-        slim: what `torch.load` gives of a checkpoint that was written with `SlimCheckpoint`, or its path. A full
-            checkpoint is returned as it is.
-        model: the module as it was built for the first fit, before any training.
+        slim: a checkpoint written with `SlimCheckpoint`, as `torch.load` returns it, or its path. A full checkpoint
+            is returned unchanged.
+        model: the module as built for the first fit, before any training.
 
     Raises:
-        ResumeError: the module has other values than the first fit began with.
+        ResumeError: the module has other values than at the start of the first fit.
 
     Example:
         >>> merge_checkpoint({"state_dict": {"weight": torch.ones(1)}}, nn.Linear(1, 1))["state_dict"]
@@ -133,7 +133,7 @@ def merge_checkpoint(slim: Mapping[str, Any] | str | Path, model: nn.Module) -> 
 
 
 def _leaves(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """Tensors in dicts and lists, with the keys that lead to them."""
+    """Yield the tensors in nested dicts and lists, each with the path of keys to it."""
     if isinstance(tree, Tensor):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -145,7 +145,7 @@ def _leaves(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...],
 
 
 def _replaced(tree: Any, path: list[Any], value: Any) -> Any:
-    """A copy of nested dicts and lists with another value at a path."""
+    """Copy nested dicts and lists with another value at a path."""
     if not path:
         return value
     copied = list(tree) if isinstance(tree, list) else dict(tree)

@@ -1,4 +1,4 @@
-"""Where the source of a model's class freezes parameters: the lines that an error message can name."""
+"""Find the source lines of a model's class that freeze parameters, for error messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 _FREEZES = re.compile(r"requires_grad\s*=\s*False|requires_grad_\(\s*(requires_grad\s*=\s*)?False\s*\)|\.freeze\(\s*\)")
-_LIBRARIES = ("torch", "lightning", "pytorch_lightning")  # their lines are not the user's to delete
+_LIBRARIES = ("torch", "lightning", "pytorch_lightning")  # users cannot delete lines of these
 
 
 def freezing_lines(cls: Any) -> list[str]:
-    """The lines of a class, and of the user's classes above it, that freeze parameters; empty without source.
+    """The lines of a class and of its base classes that freeze parameters; empty without source.
 
     Args:
         cls: the class of a module.

@@ -1,4 +1,4 @@
-"""Which modules are frozen, given which parameters train."""
+"""Find the frozen modules for a set of trainable parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning_freeze.model.index import ModelIndex, Place
 
 
 class FrozenView:
-    """Which modules are frozen: a module is a range of the pre-order, so two prefix sums tell.
+    """The frozen modules of a model. A module is a range of the pre-order, so two prefix sums answer each question.
 
-    Modules are given as places in `index.spans`. A view is made once and moved from one trainable set to the next.
+    Modules are given as places in `index.spans`. One view is updated from one trainable set to the next.
     """
 
     def __init__(self, index: ModelIndex, trainable: Collection[str]) -> None:
@@ -25,7 +25,7 @@ class FrozenView:
         self._frozen: list[tuple[Place, int, int]] | None = None
 
     def move(self, unfrozen: Iterable[str], frozen: Iterable[str]) -> None:
-        """Take in what began and what stopped to train."""
+        """Update the view: these parameters began to train, those stopped."""
         for names, flag in ((unfrozen, 1), (frozen, 0)):
             for name in names:
                 for place in self._places[name]:
@@ -33,26 +33,26 @@ class FrozenView:
         self._frozen = None
 
     def _ranges_frozen(self) -> list[tuple[Place, int, int]]:
-        """The modules that have parameters and train none of them, with their ranges."""
+        """The modules whose parameters are all frozen, with their ranges."""
         if self._frozen is None:
             sums = list(accumulate(self._flags, initial=0))
             self._frozen = [(place, start, stop) for place, start, stop in self._ranges if sums[start] == sums[stop]]
         return self._frozen
 
     def frozen(self, places: Collection[Place]) -> set[Place]:
-        """Which of these modules train nothing; one without parameters follows the module it lies in."""
+        """Those of the modules that are frozen; a module without parameters follows the module that contains it."""
         return set(places) & self._with_subtrees([place for place, _, _ in self._ranges_frozen()])
 
     def train_nothing(self, places: Collection[Place]) -> set[Place]:
-        """Which of these modules have no parameter that trains, with none at all among them."""
+        """Those of the modules that have no trainable parameter, including modules without parameters."""
         spans = self.index.spans
         return {place for place in places if not any(self._flags[spans[place].start : spans[place].stop])}
 
     def frozen_modules(self, mine: Collection[str]) -> set[Place]:
-        """Modules to run in eval mode because of the frozen parameters `mine`.
+        """The modules to run in eval mode because the parameters `mine` are frozen.
 
-        A module whose parameters are all frozen, some of them mine, with everything under it; and modules
-        without parameters (Dropout) that lie between two such modules in registration order.
+        These are modules whose parameters are all frozen, at least one of them in `mine`, with everything under them;
+        and modules without parameters (Dropout) between two such modules in registration order.
         """
         sums = list(accumulate([name in mine for name in self.index.entries], initial=0))
         inside = self._with_subtrees(
@@ -62,7 +62,7 @@ class FrozenView:
         return inside
 
     def _with_subtrees(self, places: Iterable[Place]) -> set[Place]:
-        """Places, in ascending order, and all that lie under them."""
+        """These places and all places under them, in ascending order."""
         found: set[Place] = set()
         done = 0
         for place in places:
@@ -72,7 +72,7 @@ class FrozenView:
         return found
 
     def _between_owners(self) -> list[tuple[Place, int, int]]:
-        """Each module without parameters, with the modules that own the parameter before and after it."""
+        """Yield each module without parameters, with the owners of the parameters before and after it."""
         owner: dict[int, Place] = {}
         for place, span in self.index.places:
             own = sum(parameter is not None for parameter in span.module._parameters.values())

@@ -1,4 +1,4 @@
-"""One walk over a model: the names of its parameters, modules and buffers, without wrapper prefixes."""
+"""The names of a model's parameters, modules and buffers, without the prefixes of wrappers, from one walk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.searchable import Member, Searchable
 
-# Wrappers that keep what they wrap under an attribute no user would choose, and those that use a common word.
+# Attribute names under which wrappers keep the wrapped module: unmistakable ones, and common words.
 _WRAPPER_ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -28,7 +28,7 @@ Place = NewType("Place", int)  # of a module in `ModelIndex.spans`
 
 @dataclass(frozen=True)
 class ModuleSpan:
-    """A module, the range `start:stop` of `ModelIndex.entries` under it, and where in `spans` its subtree ends."""
+    """A module, its range `start:stop` in `ModelIndex.entries`, and the end of its subtree in `spans`."""
 
     name: str
     module: nn.Module
@@ -38,7 +38,7 @@ class ModuleSpan:
 
 
 def _child_name(parent: nn.Module, prefix: str, attribute: str) -> str:
-    """The dotted name of a child; a wrapper lends its own name to what it wraps."""
+    """The dotted name of a child; a wrapped module has the name of its wrapper."""
     if attribute in _WRAPPER_ATTRIBUTES or (attribute == "module" and isinstance(parent, _WRAPPER_CLASSES)):
         return prefix
     return f"{prefix}.{attribute}" if prefix else attribute
@@ -50,9 +50,9 @@ class ModelIndex:
     Attributes:
         parameters: canonical name -> parameter, in `named_parameters()` order, a tied parameter once.
         aliases: every name of every parameter -> its canonical name.
-        entries: canonical name of each parameter slot in pre-order, tied parameters at each place.
-        spans: every module in pre-order with the range of `entries` under it.
-        buffer_places: name of each buffer -> the module that has it, and its name there; a shared one once.
+        entries: canonical names of all parameter attributes in pre-order; a tied parameter appears several times.
+        spans: every module in pre-order, with its range in `entries`.
+        buffer_places: name of each buffer -> the module that owns it and its attribute name; a shared buffer once.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,30 +88,31 @@ class ModelIndex:
         self.entries.append(canonical)
 
     def name_of(self, parameter: Tensor) -> str | None:
-        """The canonical name of a parameter, by identity; None when it is not the model's."""
+        """The canonical name of a parameter (the object); None if the model does not have it."""
         return self._canonical.get(id(parameter))
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Name -> buffer, in `named_buffers()` order, a shared buffer once; as they are now, since code that assigns
-        to a buffer puts another tensor in its place.
+        """Name -> buffer, in `named_buffers()` order, a shared buffer once.
+
+        The buffers are looked up at each access, because assigning to a buffer replaces its tensor.
         """
         found = {name: dict(module._buffers.items()).get(leaf) for name, (module, leaf) in self.buffer_places.items()}
         return {name: buffer for name, buffer in found.items() if buffer is not None}
 
     @property
     def places(self) -> Iterator[tuple[Place, ModuleSpan]]:
-        """Every module with its place in `spans`, in pre-order."""
+        """The place of every module in `spans`."""
         return ((Place(place), span) for place, span in enumerate(self.spans))
 
     @cached_property
     def modules(self) -> dict[str, ModuleSpan]:
-        """Name -> span; a wrapper and what it wraps share a name, the inner one counts."""
+        """Name -> span. A wrapper and the wrapped module share a name; the entry is that of the wrapped module."""
         return {span.name: span for span in self.spans}
 
     @cached_property
     def inside(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Module name -> what is directly in it: parameter names (a tied one at each place) and module names."""
+        """Module name -> names of the parameters (tied ones included) and modules directly in it."""
         found: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in self.modules}
         for alias in self.aliases:
             found[alias.rpartition(".")[0]][0].append(alias)
@@ -121,7 +122,7 @@ class ModelIndex:
 
     @cached_property
     def all_names(self) -> dict[str, list[str]]:
-        """Canonical name -> all names of the parameter; a tied one has several."""
+        """Canonical name -> all names of the parameter; a tied parameter has several."""
         found: dict[str, list[str]] = {}
         for alias, canonical in self.aliases.items():
             found.setdefault(canonical, []).append(alias)
@@ -134,23 +135,23 @@ class ModelIndex:
 
     @cached_property
     def leaves(self) -> Mapping[str, tuple[str, ...]]:
-        """What patterns select from: every parameter name -> the parameter it names."""
+        """Every parameter name that patterns can select -> its canonical name."""
         return {alias: (canonical,) for alias, canonical in self.aliases.items()}
 
     @cached_property
     def containers(self) -> Mapping[str, tuple[str, ...]]:
-        """Module name -> parameters under it; the root has no name and is reached with `*`."""
+        """Module name -> parameters under it. The root has no name; the pattern `*` selects it."""
         return {name: tuple(self.under(name)) for name in self.modules if name}
 
     @cached_property
     def searchable(self) -> Searchable:
-        """The parameters, as patterns search them."""
+        """The parameters, in the form that patterns search."""
         of = f"the {len(self.parameters)} parameters of {self.model_name}"
         modules = [span.module for span in self.spans]
         return Searchable(self.leaves, self.containers, self.members, modules, of)
 
     def members(self) -> Iterator[Member]:
-        """Each name of each parameter, with the module that it lies in directly."""
+        """Yield each name of each parameter, with the module that contains it directly."""
         for span in self.spans:
             for leaf, parameter in span.module._parameters.items():
                 if parameter is not None:
@@ -158,7 +159,7 @@ class ModelIndex:
                     yield Member(name, *self.owner_of(span, leaf), parameter, self.aliases[name])
 
     def owner_of(self, span: ModuleSpan, leaf: str) -> tuple[nn.Module, str]:
-        """The module that a tensor belongs to and its name there: torch keeps a parametrized tensor in a child."""
+        """The module that owns a tensor, and its attribute name there; torch keeps a parametrized tensor in a child."""
         if not isinstance(span.module, ParametrizationList):
             return span.module, leaf
         parent, _, leaf = span.name.rpartition(".")
@@ -166,12 +167,12 @@ class ModelIndex:
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes that the elements of these tensors take."""
+    """Total size of these tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def check_initialized(index: ModelIndex, owner: str) -> None:
-    """Refuse a model with lazy layers that have not seen a batch.
+    """Refuse a model with uninitialized lazy layers.
 
     Raises:
         PlanError: a parameter has no shape yet.
@@ -186,17 +187,17 @@ def check_initialized(index: ModelIndex, owner: str) -> None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` or `module.compile` was applied to this very module."""
+    """Whether `torch.compile` or `module.compile` was applied to this module itself."""
     return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
 def tensors_of(index: ModelIndex, names: Iterable[str]) -> dict[str, Tensor]:
-    """Name -> parameter or buffer, as the model has it now."""
+    """The model's current parameters and buffers by name."""
     everything: dict[str, Tensor] = {**index.buffers, **index.parameters}
     return {name: everything[name] for name in names if name in everything}
 
 
 def buffers_of(index: ModelIndex, held: Collection[Place]) -> list[str]:
-    """Names of the buffers that belong to held modules: what eval mode has to keep as it is."""
+    """Names of the buffers of held modules, which eval mode must keep unchanged."""
     modules = {id(index.spans[place].module) for place in held}
     return [name for name, (module, _) in index.buffer_places.items() if id(module) in modules]

@@ -1,7 +1,7 @@
-"""What kind of layer a module is: the one definition of a normalisation layer, of a bias and of an embedding.
+"""The kinds of layers: the only definition of a normalisation layer, a bias and an embedding.
 
-Other libraries' layers are known by what they are, not by an import: by the name of the class, and by what its code
-calls and holds.
+Layers of other libraries are recognised without importing the library: by class name, and by what their code calls
+and holds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NORMS = (
 _NO_NORMS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase)
 # LlamaRMSNorm, BatchNormAct2d, GraphNormalization; not LogNormalOutput, Normalize
 _NORM_NAME = re.compile(r"norm(?!al)|normali[sz]ation", re.IGNORECASE)
-# What a layer calls that divides its input by a measure of its spread, and what one calls that mixes channels.
+# Calls of a layer that divides its input by a measure of spread, and calls of a layer that mixes channels.
 _NORM_CALLS = {
     "rsqrt",
     "var",
@@ -58,9 +58,9 @@ _BIAS_VECTOR_NAME = re.compile(r"(^|_)bias(_|$)", re.IGNORECASE)
 def normalizes(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer of any kind, from torch, another library or your own code.
 
-    Torch's own and their subclasses are. So is a module without parameters below it that has "norm" in the name of
-    its class or of a base class, unless it mixes channels (`NormLinear`); and one that holds vectors only and divides
-    by a variance or a norm, whatever it is called.
+    These are: torch's normalisation layers and their subclasses; modules with "norm" in the name of their class or a
+    base class whose children have no parameters, unless they mix channels (`NormLinear`); and modules whose
+    parameters are all vectors and whose code divides by a variance or a norm, whatever their name.
 
     Example:
         >>> normalizes(nn.GroupNorm(1, 2)), normalizes(nn.Linear(2, 2))
@@ -83,8 +83,9 @@ def normalizes(module: nn.Module) -> bool:
 def has_statistics(module: nn.Module) -> bool:
     """Whether a normalisation layer has running statistics, which training updates and eval mode uses.
 
-    BatchNorm of any kind, InstanceNorm that tracks them, and other libraries' layers with such buffers and a forward
-    that depends on the mode. torchvision's `FrozenBatchNorm2d` has none: nothing updates its buffers.
+    These are: BatchNorm of any kind, InstanceNorm with `track_running_stats`, and layers of other libraries with such
+    buffers and a forward that depends on the mode. torchvision's `FrozenBatchNorm2d` has none: nothing updates its
+    buffers.
 
     Example:
         >>> has_statistics(nn.BatchNorm1d(2)), has_statistics(nn.InstanceNorm1d(2)), has_statistics(nn.LayerNorm(2))
@@ -99,17 +100,17 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether a module is a table of vectors that are looked up: `nn.Embedding`, `nn.EmbeddingBag`, subclasses."""
+    """Whether a module is an `nn.Embedding`, an `nn.EmbeddingBag` or a subclass of them."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
 def kinds_of(module: nn.Module, leaf: str, tensor: Tensor | None) -> Iterator[str]:
-    """The kinds of a parameter or buffer: what `kind:` in a pattern selects it by.
+    """The kinds of a parameter or buffer, as `kind:` in a pattern selects them.
 
     Args:
-        module: what it lies in directly.
-        leaf: its name there; `bias`, `in_proj_bias` and an LSTM's `bias_ih_l0` are biases, `pos_embed` is an embedding.
-        tensor: its value; a table with "bias" within its name, such as Swin's of relative positions, is no bias.
+        module: the module that contains it directly.
+        leaf: its attribute name. `bias`, `in_proj_bias` and `bias_ih_l0` are biases; `pos_embed` is an embedding.
+        tensor: its value. A bias has at most one dimension: Swin's `relative_position_bias_table` is not a bias.
     """
     if normalizes(module):
         yield "norm"
@@ -120,18 +121,18 @@ def kinds_of(module: nn.Module, leaf: str, tensor: Tensor | None) -> Iterator[st
 
 
 def _is_vector(tensor: Tensor) -> bool:
-    """Whether at most one dimension is larger than 1; what has no shape yet is none."""
+    """Whether at most one dimension is larger than 1. An uninitialized parameter is not a vector."""
     return not is_lazy(tensor) and tensor.numel() == max(tensor.shape, default=1)
 
 
 def _own_classes(cls: type) -> list[type]:
-    """A class and its bases, up to torch's."""
+    """A class and its base classes, without those of torch."""
     return [base for base in cls.__mro__ if base is not object and not base.__module__.startswith("torch.nn.")]
 
 
 @lru_cache(maxsize=4096)
 def _calls(cls: Hashable) -> frozenset[str]:
-    """Names of all functions and attributes that the methods of a class use, and `@` for a product of matrices."""
+    """Names of all functions and attributes that a class's methods use, and `@` for a matrix product."""
     found: set[str] = set()
     for base in _own_classes(cast(type, cls)):
         for member in vars(base).values():

@@ -1,4 +1,4 @@
-"""What to say when a pattern selects nothing: the names, classes or expressions that come closest."""
+"""Error messages for patterns that select nothing, with the closest names, classes or expressions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def nothing_matched(text: str, term: str, searched: Searchable, owner: str) -> s
 
     Args:
         text: the pattern as written.
-        term: the part of it that matches nothing, without `!`.
-        searched: what was searched.
-        owner: who asked.
+        term: the part that matches nothing, without `!`.
+        searched: the names that were searched.
+        owner: the subject of the message, such as a callback or a stage.
     """
     part = "" if term == text.removeprefix("!") else f": '{term}'"
     lines = [f"{owner}: pattern '{text}'{part} matches none of {searched.of}."]
@@ -30,7 +30,7 @@ def nothing_matched(text: str, term: str, searched: Searchable, owner: str) -> s
 
 
 def disjoint(terms: Sequence[str], before: int, found: int, text: str, owner: str) -> str:
-    """The message for terms that select something each and nothing together."""
+    """The message for terms that each select something, but have nothing in common."""
     left, right = " & ".join(terms[:-1]), terms[-1].removeprefix("!")
     verdict = "all of them" if terms[-1].startswith("!") else "none of them"
     return (
@@ -53,7 +53,7 @@ def _closest_classes(name: str, searched: Searchable) -> list[str]:
 
 
 def _expression_meant(term: str, searched: Searchable) -> list[str]:
-    """A regular expression that would match, for a pattern that looks like one."""
+    """The regular expression that a pattern without `re:` seems to mean, if it matches something."""
     plain = term.removeprefix("re:")
     if term == plain and not _LOOKS_LIKE_EXPRESSION.search(plain):
         return []

@@ -1,7 +1,7 @@
-"""Patterns to parameter names: a selection is a plain list of names, in `named_parameters()` order.
+"""Resolve patterns to parameter names: a plain list in `named_parameters()` order.
 
-A pattern is read once into terms (`&` between them) and matched term by term against what it searches. Names never
-contain the prefixes that wrappers add, and a tied parameter has one name and answers to all of them.
+A pattern is parsed once into terms joined by `&`; each term is matched on its own. Names never contain prefixes of
+wrappers. A tied parameter is listed under one name and can be selected by all of its names.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _AND = re.compile(r"\s*&\s*")
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern as it was written, read.
+    """A parsed pattern.
 
     Attributes:
         text: as written.
-        negated: whether it takes away from what the patterns before it selected.
-        terms: what all have to select; but the first, each may begin with `!`: it must not select it.
+        negated: whether it removes names from the selection of the patterns before it.
+        terms: a name is selected if all terms select it. A term after the first may begin with `!` to exclude names.
     """
 
     text: str
@@ -42,10 +42,10 @@ class Pattern:
 
 
 def parse(text: str, owner: str) -> Pattern:
-    """Read a pattern; `owner` opens the error message.
+    """Parse a pattern; `owner` is the subject of the error message.
 
     Raises:
-        PatternError: nothing on one side of `&`, a kind that does not exist, or no regular expression.
+        PatternError: one side of `&` is empty, the kind does not exist, or the regular expression is invalid.
     """
     body = text.removeprefix("!")
     terms = [term.strip() for term in _split(body)] if "&" in body else [body]
@@ -78,7 +78,7 @@ def _check_term(term: str, text: str, owner: str) -> None:
 
 
 def as_strings(patterns: Patterns) -> list[str]:
-    """One string or a list of strings, as a list.
+    """Turn one string or a list of strings into a list.
 
     Raises:
         PatternError: anything else.
@@ -90,10 +90,10 @@ def as_strings(patterns: Patterns) -> list[str]:
 
 
 def as_patterns(patterns: Patterns, owner: str = "patterns") -> list[str]:
-    """One string or a list of strings, as a list of patterns that can be read; `owner` opens the error message.
+    """Check that one string or a list of strings can be parsed, and return a list; `owner` is for error messages.
 
     Raises:
-        PatternError: anything else, or a pattern that cannot be read.
+        PatternError: anything else, or a pattern that cannot be parsed.
     """
     found = as_strings(patterns)
     for pattern in found:
@@ -102,15 +102,15 @@ def as_patterns(patterns: Patterns, owner: str = "patterns") -> list[str]:
 
 
 def resolve(patterns: Patterns, searched: Searchable, owner: str) -> set[str]:
-    """Apply a list of patterns to named things and return the set of what they select.
+    """Apply a list of patterns to names, and return the set of selected names.
 
     Args:
         patterns: one pattern or several, applied in order (see `select`).
-        searched: what they select from.
-        owner: who asks, for the error message (`GradualUnfreeze stage 'late'`).
+        searched: the names to select from.
+        owner: the subject of the error message (`GradualUnfreeze stage 'late'`).
 
     Raises:
-        PatternError: a pattern matches nothing, cannot be read, or begins the list with `!`.
+        PatternError: a pattern matches nothing, cannot be parsed, or is the first of the list and begins with `!`.
     """
     chosen: set[str] = set()
     for position, text in enumerate(as_patterns(patterns, owner)):
@@ -125,7 +125,7 @@ def resolve(patterns: Patterns, searched: Searchable, owner: str) -> set[str]:
 
 
 def _matched(text: str, searched: Searchable, owner: str) -> set[str]:
-    """What the terms of a pattern select together."""
+    """The names that all terms of a pattern select."""
     if (literal := text.removeprefix("!")) in searched.leaves or searched.containers.get(literal):
         return set(_match(literal, searched))  # also a name that holds an `&`
     pattern = parse(text, owner)
@@ -141,7 +141,7 @@ def _matched(text: str, searched: Searchable, owner: str) -> set[str]:
 
 
 def _may_be_absent(term: str) -> bool:
-    """Whether a term takes away a kind or a class that exists, so that the model may have none of it."""
+    """Whether a term excludes an existing kind or class. Such a term may match nothing in a model."""
     if term.startswith("!type:"):
         return any(cls.__name__ == term.removeprefix("!type:").strip() for cls in _all_subclasses(nn.Module))
     return term.startswith("!kind:")
@@ -184,23 +184,23 @@ def _match_name(name: str, searched: Searchable) -> Iterator[str]:
 
 
 def select_names(index: ModelIndex, patterns: Patterns, owner: str = "select") -> list[str]:
-    """`select` on an index that is already there; `owner` opens the error message."""
+    """`select` for an existing index; `owner` is the subject of the error message."""
     chosen = resolve(patterns, index.searchable, owner)
     return [name for name in index.parameters if name in chosen]
 
 
 def select(model: nn.Module, patterns: Patterns) -> list[str]:
-    r"""Names of the parameters that the patterns select, in `named_parameters()` order.
+    r"""The names of the selected parameters, in `named_parameters()` order.
 
     Args:
         model: any module. Prefixes of wrappers (`torch.compile`, DDP, FSDP) are not part of a name.
         patterns: a pattern or a list of them, applied in order. `model.layer4` is a module with all
             parameters under it, `model.fc.weight` one parameter, `model.layer?.*.bn*` a shell glob over
             parameter and module names (`*` crosses dots), `re:...` a regular expression (full match over
-            parameter names). `kind:norm`, `kind:bias` and `kind:embedding` are all parameters of that kind, in layers
-            of any library; `type:Conv2d` those directly in modules of a class or of one derived from it. `A & B` is
-            what both select, `A & !kind:norm` what is in A and of no such kind, and `!...` takes away from what the
-            patterns before it selected.
+            parameter names). `kind:norm`, `kind:bias` and `kind:embedding` select all parameters of that kind, in
+            layers of any library; `type:Conv2d` selects those directly in modules of this class or a subclass.
+            `A & B` selects what both select, `A & !kind:norm` what is in A and of another kind. `!...` removes
+            parameters from the selection of the patterns before it.
 
     Raises:
         PatternError: a pattern matches nothing; the message names the closest parameters, modules or classes.

@@ -1,4 +1,4 @@
-"""What a list of patterns searches: names, what they stand for, and their kinds and classes."""
+"""The names that patterns search, with the parameters, kinds and classes behind them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_freeze.model.layers import kinds_of
 
 @dataclass(frozen=True)
 class Member:
-    """One name that patterns see.
+    """One name that patterns can match.
 
     Attributes:
         name: full dotted name.
-        module: the module it lies in directly; of a parametrized tensor the module that has the parametrization.
-        leaf: its name there.
-        tensor: its value; None for a layer that stands for itself.
-        target: the name of what it selects.
+        module: the module that contains it directly; for a parametrized tensor, the module with the parametrization.
+        leaf: its attribute name there.
+        tensor: its value; None for a layer selected as a whole.
+        target: the name that is selected.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Member:
 
 
 class Searchable:
-    """Named things that patterns select from.
+    """Names to select from.
 
     Args:
-        leaves: name -> what it stands for; regular expressions and globs see these names.
-        containers: module name -> what lies under it; globs and plain names see these too.
-        members: the leaves with the modules that they lie in; asked when a pattern needs kinds or classes.
-        modules: all modules of the model, whose classes error messages name.
+        leaves: name -> target; regular expressions and globs match these names.
+        containers: module name -> targets under it; globs and plain names match these too.
+        members: the leaves with their modules; used by patterns with kinds or classes.
+        modules: all modules of the model; error messages name their classes.
         of: what is searched, for error messages (`the 62 parameters of LitResNet`).
     """
 
@@ -55,7 +55,7 @@ class Searchable:
 
     @cached_property
     def kinds(self) -> dict[str, set[str]]:
-        """Kind -> what is of it."""
+        """Kind -> targets of this kind."""
         found: dict[str, set[str]] = {}
         for member in self._members():
             for kind in kinds_of(member.module, member.leaf, member.tensor):
@@ -64,7 +64,7 @@ class Searchable:
 
     @cached_property
     def classes(self) -> dict[str, set[str]]:
-        """Name of a class -> what lies directly in modules of it or of a class derived from it."""
+        """Class name -> targets directly in modules of this class or a subclass."""
         by_class: dict[type, set[str]] = {}
         for member in self._members():
             by_class.setdefault(type(member.module), set()).add(member.target)
@@ -76,18 +76,18 @@ class Searchable:
 
     @cached_property
     def classes_of_model(self) -> list[str]:
-        """Names of the classes of all modules, base classes included, those that selecting by makes sense first."""
+        """Class names of all modules, base classes included, the most useful ones for selection first."""
         classes = dict.fromkeys(map(type, self._modules))
         bases = chain.from_iterable(cls.__mro__ for cls in classes)
         return list(dict.fromkeys(cls.__name__ for cls in chain(classes, bases) if cls is not object))
 
 
 def searchable(members: Sequence[Member], modules: Mapping[str, nn.Module], of: str) -> Searchable:
-    """The searchable form of named things.
+    """Make the searchable form of names.
 
     Args:
-        members: a member for each name.
-        modules: name -> module of the model; one with no member under it is known as such.
+        members: one member for each name.
+        modules: name -> module of the model; error messages can tell modules without members.
         of: what is searched, for error messages.
     """
     leaves: dict[str, list[str]] = {}

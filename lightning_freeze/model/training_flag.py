@@ -1,7 +1,7 @@
-"""What a module does with `self.training`: whether eval mode would take away more than dropout and batch statistics.
+"""Find modules for which eval mode changes more than dropout and batch statistics.
 
-torchvision's RPN and RoIHeads compute their losses `if self.training`: a frozen one that is put in eval mode loses
-them. Whether a module is of this kind is read in the source of its class's own `forward`.
+torchvision's RPN and RoIHeads compute their losses `if self.training`; in eval mode a frozen one returns no losses.
+The source of a module's `forward` shows whether it branches on `self.training` in this way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-# Eval mode is meant for these, whatever their source says. torch's attention only picks a faster way by the flag.
+# Eval mode is meant for these, whatever their source does. torch's attention uses the flag only to pick a fast path.
 _EVAL_KINDS = (_NormBase, _DropoutNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _STATISTICS = {"running_mean", "running_var"}  # buffers of normalisation layers of other libraries
 _CHECKPOINTING = "gradient_checkpointing"
@@ -29,20 +29,20 @@ _DROPOUT = re.compile(r"drop|stochastic_?depth", re.IGNORECASE)
 def needs_train_mode(module: nn.Module) -> bool:
     """Whether a frozen module must stay in train mode, because its own `forward` branches on `self.training`.
 
-    A branch is an `if`, `while`, `assert`, `match`, conditional or boolean expression on `self.training`, in `forward`,
-    in the methods of its own that it calls, or in `super().forward`. Every use counts as one that does not pass
-    `self.training` on as an argument. These are no branch:
+    A branch is an `if`, `while`, `assert`, `match`, conditional or boolean expression on `self.training` in `forward`,
+    in a method of the module that it calls, or in `super().forward`. Every use of `self.training` counts, except
+    passing it on as an argument. These do not count:
 
-    - normalisation, dropout of every kind, RNNs and torch's attention, which eval mode is for;
-    - `self.gradient_checkpointing and self.training` of transformers, which changes no output;
-    - a rate of dropout, 0 without `self.training`, as in `dropout=self.dropout if self.training else 0.0`;
-    - what lies under the module: each module is asked for itself.
+    - normalisation, dropout of every kind, RNNs and torch's attention, which eval mode is meant for;
+    - `self.gradient_checkpointing and self.training` in transformers, which does not change outputs;
+    - a dropout rate that is 0 in eval mode, as in `dropout=self.dropout if self.training else 0.0`;
+    - the children of the module, which are checked one by one.
 
-    Without source, a `forward` whose bytecode does not mention `training` has no branch. All others without source
-    count as branching: their layers are still held one by one.
+    If there is no source, a `forward` whose bytecode does not mention `training` does not branch; any other counts as
+    branching. The layers below a branching module are still held one by one.
 
     Args:
-        module: one module, without those under it.
+        module: the module to check, without its children.
 
     Example:
         >>> class Detector(nn.Module):
@@ -59,8 +59,8 @@ def needs_train_mode(module: nn.Module) -> bool:
 
 
 def _is_like_them(module: nn.Module) -> bool:
-    """Other libraries' normalisation with running statistics, and their dropout: no parts, and named after it."""
-    if not _STATISTICS.isdisjoint(dict(module._buffers.items())):  # of a scripted module, no dict
+    """Whether a module of another library normalises with running statistics, or is a bare module named as dropout."""
+    if not _STATISTICS.isdisjoint(dict(module._buffers.items())):  # a scripted module's `_buffers` is not a dict
         return True
     bare = not list(module.children()) and not list(module.parameters(recurse=False))
     return bare and _DROPOUT.search(type(module).__name__) is not None
@@ -72,7 +72,7 @@ def _branches(cls: Any, forward: Any) -> bool:
 
 
 def _reached(cls: Any, forward: Any) -> Iterator[Any]:
-    """`forward`, what decorators keep of it, the methods that it calls on self, and the `super().forward` it calls."""
+    """Yield `forward`, functions that its decorators wrap, the methods it calls on self, and its `super().forward`."""
     waiting, seen = [(forward, cls.__mro__)], set[int]()
     while waiting:
         function, classes = waiting.pop()
@@ -103,13 +103,13 @@ def _is_full(cell: Any) -> bool:
 
 @cache
 def _methods(cls: Any) -> dict[str, Any]:
-    """The methods of a class that are not those of `nn.Module`."""
+    """The methods of a class without those of `nn.Module`."""
     bases = [base for base in reversed(cls.__mro__) if base not in (nn.Module, object)]
     return {name: value for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
 
 
 def _names(code: CodeType) -> set[str]:
-    """The attributes and global names that a function mentions, those of functions within it included."""
+    """The attributes and global names that a function and its inner functions mention."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*inner)
 
@@ -127,7 +127,7 @@ def _function_branches(function: Any) -> bool:
 
 
 def _tree_branches(tree: ast.AST, this: str) -> bool:
-    """Whether a use of the flag is anything but an argument of a call, or the switch of a rate of dropout."""
+    """Whether the flag is used other than as an argument of a call or as the condition of a dropout rate."""
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
     flags = [node for node in ast.walk(tree) if _is_flag(node, this)]
     copies = {
@@ -157,7 +157,7 @@ def _is_harmless(flag: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         return _is_no_condition(parent, parents)
     if isinstance(parent, ast.keyword):
         return _is_no_condition(parents[parent], parents)
-    if isinstance(parent, ast.Assign):  # what is done with the copy is looked at by itself
+    if isinstance(parent, ast.Assign):  # uses of the copy are checked too
         return all(isinstance(target, ast.Name) for target in parent.targets)
     if isinstance(flag, ast.Name) and isinstance(flag.ctx, ast.Store):
         return True
@@ -168,7 +168,7 @@ def _is_harmless(flag: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
 
 
 def _is_no_condition(call: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Whether a call is not what a branch asks, as in `if keep(self.training):`."""
+    """Whether a call is not part of a condition, as it is in `if keep(self.training):`."""
     node = call
     while (parent := parents.get(node)) is not None and not isinstance(node, ast.stmt):
         asked = getattr(parent, "test", None) is node or (isinstance(parent, ast.Match) and parent.subject is node)
@@ -179,7 +179,7 @@ def _is_no_condition(call: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
 
 
 def _is_dropout_rate(node: ast.AST, parents: dict[ast.AST, ast.AST], test: ast.AST, negated: bool) -> bool:
-    """`rate if self.training else 0.0`, where the rate or what takes it is called after dropout."""
+    """Whether this is `rate if self.training else 0.0`, with "dropout" in the name of the rate or of its target."""
     if not isinstance(node, ast.IfExp) or node.test is not test:
         return False
     rate, off = (node.orelse, node.body) if negated else (node.body, node.orelse)
@@ -189,7 +189,7 @@ def _is_dropout_rate(node: ast.AST, parents: dict[ast.AST, ast.AST], test: ast.A
 
 
 def _taker(node: ast.AST) -> str:
-    """What a value is given to: the name of an argument, or of a variable."""
+    """The name of the argument or variable that takes a value."""
     if isinstance(node, ast.keyword):
         return node.arg or ""
     if isinstance(node, ast.Assign):

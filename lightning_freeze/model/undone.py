@@ -1,8 +1,8 @@
-"""Run code of a model and undo what it did: to tensors, attributes, modes, gradients and random state.
+"""Run code of a model and restore tensors, attributes, modes, gradients and random state afterwards.
 
-Tensors are compared bit for bit, and written only where they differ: version counters are no proof, BatchNorm writes
-its statistics without raising them. Attributes are followed through containers and plain helper objects, so that the
-lists of a metric are as short as before. Files, prints, and what a helper of another library keeps, are not undone.
+Tensors are compared bit for bit and written only if they differ. Version counters prove nothing: BatchNorm writes its
+statistics without raising them. Attributes are followed through containers and plain helper objects, so lists of a
+metric get their former length. Files, printed text and the state of other libraries' helpers are not restored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_freeze.model.dtensors import local_part
 from lightning_freeze.model.fingerprint import tensor_hash
 
-_MANY = 2000  # longer containers are refilled, and not searched
+_MANY = 2000  # items; longer containers are restored, but their items are not followed
 _OPAQUE = (type, str, bytes, int, float, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.dtype)
 # Their objects belong to a Trainer, to a loader or to an optimizer, not to the model.
 _FOREIGN = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_freeze")
@@ -29,7 +29,7 @@ _FOREIGN = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "ligh
 
 @contextmanager
 def undone(model: nn.Module) -> Iterator[None]:
-    """Undo what a block does to a model, to what hangs on its attributes, and to random state; also when it raises."""
+    """Restore a model, the objects in its attributes and random state after a block, also if the block raises."""
     memory = _Memory()
     memory.take(model)
     with same_random_state():
@@ -41,7 +41,7 @@ def undone(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Undo what a block does to the global random state of Python, NumPy and torch."""
+    """Restore the global random state of Python, NumPy and torch after a block."""
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numbers = numpy.random.get_state() if numpy is not None else None
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -55,7 +55,7 @@ def same_random_state() -> Iterator[None]:
 
 
 class _Memory:
-    """What there was: tensors, containers, generators."""
+    """Copies of tensors, containers and generators."""
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}  # keeps everything alive, so that no id is used twice
@@ -64,7 +64,7 @@ class _Memory:
         self.generators: list[tuple[Any, Any]] = []
 
     def take(self, root: object) -> None:
-        """Remember an object, and all that can be reached from it."""
+        """Copy an object and everything reachable from it."""
         waiting = [root]
         while waiting:
             one = waiting.pop()
@@ -74,7 +74,7 @@ class _Memory:
             waiting += self._keep(one)
 
     def _keep(self, one: Any) -> list[Any]:
-        """Remember one object; what is in it is still to be looked at."""
+        """Copy one object, and return the objects in it."""
         if isinstance(one, Tensor):
             self.tensors.append(_KeptTensor(one))
             return []
@@ -92,7 +92,7 @@ class _Memory:
         return [vars(one)] if own and hasattr(one, "__dict__") else []
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         for container, kept in self.containers:
             _refill(container, kept)
         for tensor in self.tensors:

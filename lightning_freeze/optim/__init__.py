@@ -1,1 +1,1 @@
-"""An optimizer whose groups are slots: split, filled, its schedulers, factors around a step."""
+"""Optimizers whose groups are slots: splitting and filling them, their schedulers, factors around a step."""

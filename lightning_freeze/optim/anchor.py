@@ -1,4 +1,4 @@
-"""The values that parameters had at the start, and the pull back to them: L2-SP, decoupled from the gradient."""
+"""Pull parameters back to their start values: L2-SP, decoupled from the gradient."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Anchor:
     """Start values by parameter name.
 
     Args:
-        on_host: keep them in host memory, else beside the parameters.
+        on_host: whether to keep the values in host memory; else on the device of the parameters.
     """
 
     def __init__(self, on_host: bool) -> None:
         self._on_host = on_host
-        self.values: dict[str, Tensor] = {}  # of a sharded parameter a DTensor
+        self.values: dict[str, Tensor] = {}  # DTensors for sharded parameters
 
     def take(self, names: Sequence[str], parameters: Sequence[nn.Parameter]) -> None:
-        """Copy the values that are not known yet: those of parameters that have not moved."""
+        """Copy values that are not known yet; their parameters must not have moved."""
         for name, parameter in zip(names, parameters, strict=True):
             if name not in self.values:
                 self.values[name] = self._placed(parameter.detach(), parameter)
 
     def load(self, values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Take the start values of a checkpoint in place of those that are known."""
+        """Replace the start values by those of a checkpoint."""
         self.values = {
             name: self._placed(cut_like(value, parameters[name]), parameters[name]) for name, value in values.items()
         }
@@ -45,7 +45,7 @@ class Anchor:
 
     @torch.no_grad()
     def pull(self, names: Sequence[str], parameters: Sequence[nn.Parameter], weight: Any) -> None:
-        """Move parameters by `weight` of the way to their start: a number or a 0-dim tensor, at most 1."""
+        """Move parameters a fraction of the way to their start. `weight` is a number or 0-dim tensor, at most 1."""
         here = [local_part(parameter.detach()) for parameter in parameters]
         there = [local_part(self.values[name]) for name in names]
         for some, starts in _chunks(here, there):
@@ -58,7 +58,7 @@ class Anchor:
 
 
 def _chunks(here: list[Tensor], there: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs on one device; where the starts are on the host, a part of them at a time is copied to the device."""
+    """Yield pairs on one device; start values in host memory are copied to the device in chunks."""
     if all(start.device == tensor.device for start, tensor in zip(there, here, strict=True)):
         yield here, there
         return
@@ -77,6 +77,6 @@ def _chunks(here: list[Tensor], there: list[Tensor]) -> Iterator[tuple[list[Tens
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:
-    """1 where the update was skipped, as a 0-dim tensor: a GradScaler lets a fused optimizer skip by itself."""
+    """A 0-dim tensor, 1 if the update was skipped: with a GradScaler, a fused optimizer skips steps by itself."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found

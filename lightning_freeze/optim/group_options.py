@@ -1,4 +1,4 @@
-"""Options of an optimizer's groups other than its rates: which exist, which values fit, which a group has already."""
+"""Options of optimizer groups other than learning rates: check that they exist and fit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CYCLED = ("momentum", "betas")
 
 
 def check_option(option: Any, owner: str) -> None:
-    """Refuse what is no option: rates, and what a group is made of.
+    """Refuse learning rates and the keys that make up a group.
 
     Raises:
-        PlanError: it is none.
+        PlanError: it is not an option.
     """
     if option in RATES:
         raise PlanError(
@@ -33,16 +33,16 @@ def check_option(option: Any, owner: str) -> None:
 
 
 def check_options(optimizer: Optimizer, place: int, options: Mapping[str, Any], owner: str) -> None:
-    """Refuse options that a group lacks, and values that the optimizer would not take.
+    """Refuse options that a group lacks, and values that the optimizer rejects.
 
     Args:
         optimizer: the optimizer, before it is split.
-        place: which of its groups.
+        place: index of the group.
         options: option -> value.
-        owner: who asks, for error messages.
+        owner: the subject of error messages.
 
     Raises:
-        PlanError: one is refused, or a scheduler sets it in each step.
+        PlanError: an option is refused, or a scheduler overwrites it in each step.
     """
     group, kind = optimizer.param_groups[place], type(optimizer).__name__
     has = [key for key in group if key not in (*RATES, *_OF_THE_GROUP)]
@@ -75,7 +75,7 @@ def _fits(value: Any, present: Any) -> bool:
 
 
 def changed(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from those of a group, as the optimizer has them: tuples as tuples."""
+    """The options that differ from those of a group; a list becomes a tuple where the group has a tuple."""
     fitted = {key: tuple(value) if isinstance(group.get(key), tuple) else value for key, value in options.items()}
     return {key: fitted[key] for key in sorted(fitted) if key not in group or not _same(fitted[key], group[key])}
 
@@ -85,7 +85,7 @@ def _same(value: Any, present: Any) -> bool:
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """Options as they stand in tables and names of groups: `weight_decay=0, eps=1e-06`."""
+    """Options as text for tables and names of groups: `weight_decay=0, eps=1e-06`."""
     return ", ".join(f"{key}={_value_text(value)}" for key, value in options.items())
 
 

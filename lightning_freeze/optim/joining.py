@@ -1,4 +1,4 @@
-"""Parameters that train and are in no optimizer: which group they join."""
+"""Find a group for trainable parameters that are in no optimizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_freeze.optim.state import fresh_optimizer
 
 
 def join_group(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: int) -> None:
-    """Put a parameter that was in no optimizer into a group, before the split.
+    """Add a parameter to a group, before the split.
 
     Raises:
-        OptimizerError: the optimizer does not take it, as Muon takes matrices only.
+        OptimizerError: the optimizer refuses it; Muon, for example, takes matrices only.
     """
     try:
         fresh_optimizer(optimizer, parameter)
@@ -34,15 +34,15 @@ def join_group(optimizer: Optimizer, name: str, parameter: nn.Parameter, group: 
 
 
 def home_of(name: str, homes: Mapping[str, tuple[int, int]], ndims: Mapping[str, int]) -> tuple[int, int]:
-    """The (optimizer, group) that a parameter in no optimizer joins: the one its nearest siblings are in.
+    """The (optimizer, group) of the nearest siblings of a parameter that is in no optimizer.
 
-    Siblings are the parameters under the same module, then under the module around it, and so on; where these are
-    in several groups, those with as many dimensions decide (weights and biases often go separate ways).
+    Siblings are the parameters under the same module, then under its parent, and so on. If they are in several
+    groups, those with the same number of dimensions decide (weights and biases are often in separate groups).
 
     Args:
         name: the parameter.
-        homes: parameter -> (optimizer, group) of all that are in one.
-        ndims: parameter -> number of dimensions, of all.
+        homes: parameter -> (optimizer, group), for all parameters that are in one.
+        ndims: parameter -> number of dimensions, for all parameters.
 
     Raises:
         OptimizerError: no sibling is in an optimizer, or they are in several groups.
@@ -64,10 +64,10 @@ def home_of(name: str, homes: Mapping[str, tuple[int, int]], ndims: Mapping[str,
 
 
 def join_homeless(optimizers: Sequence[Optimizer], index: ModelIndex, trains: Collection[str]) -> None:
-    """Put each parameter that will train and is in no optimizer into the group of its siblings, before the split.
+    """Add each trainable parameter that is in no optimizer to the group of its siblings, before the split.
 
     Raises:
-        OptimizerError: it is not clear which group, or the optimizer does not take it.
+        OptimizerError: the group is ambiguous, or the optimizer refuses the parameter.
     """
     if not optimizers:
         return

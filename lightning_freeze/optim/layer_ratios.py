@@ -1,4 +1,4 @@
-"""Ratios from which rates adapt, one for each group of an optimizer, on the device of its parameters."""
+"""Ratios that adapt learning rates, one per optimizer group, on the device of the parameters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def moment_ratios(optimizer: Optimizer) -> Tensor | None:
-    """The mean of |m| / (sqrt(v) + eps) over all elements of each group that have moments, bias-corrected `[groups]`.
+    """The mean of |m| / (sqrt(v) + eps) over the elements of each group, bias-corrected, shape `[groups]`.
 
-    0 for a group without moments; None when there are none at all.
+    0 for a group without moments; None if no group has any.
     """
     groups = [[p for p in group["params"] if _has_moments(optimizer.state.get(p))] for group in optimizer.param_groups]
     if not any(groups):
@@ -42,7 +42,7 @@ def moment_ratios(optimizer: Optimizer) -> Tensor | None:
 
 
 def trust_ratios(optimizer: Optimizer) -> Tensor | None:
-    """|w| / |g| over the parameters of each group that have a gradient `[groups]`; 0 for a group without."""
+    """|w| / |g| over the parameters with a gradient of each group, shape `[groups]`; 0 without a gradient."""
     norms = _norms(optimizer)
     if norms is None:
         return None
@@ -52,7 +52,7 @@ def trust_ratios(optimizer: Optimizer) -> Tensor | None:
 
 
 def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
-    """|g| / |w| over the parameters of each group that have a gradient `[groups]`; 0 for a group without."""
+    """|g| / |w| over the parameters with a gradient of each group, shape `[groups]`; 0 without a gradient."""
     norms = _norms(optimizer)
     if norms is None:
         return None
@@ -62,7 +62,7 @@ def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
 
 
 def _norms(optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
-    """The norms of weights and gradients of each group, of parameters that have a gradient; None: none has one."""
+    """Norms of weights and gradients per group, over parameters with a gradient; None if no parameter has one."""
     groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     if not any(groups):
         return None
@@ -90,10 +90,10 @@ def _has_moments(state: Mapping[str, Any] | None) -> bool:
 
 
 def _ratios(states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> list[Tensor]:
-    """The signed ratio m / (sqrt(v) + eps) of each parameter, this rank's part."""
+    """The signed ratio m / (sqrt(v) + eps) of this rank's part of each parameter."""
     moments, squares = (local([state[key] for state in states]) for key in _MOMENTS)
     first, second = (_corrections([state["step"] for state in states], beta) for beta in group["betas"][:2])
-    # |m| / c1 / (sqrt(v) / sqrt(c2) + eps), with few passes over memory; the caller takes absolute values
+    # |m| / c1 / (sqrt(v) / sqrt(c2) + eps) with few passes over memory; the caller takes absolute values
     roots = list(torch._foreach_sqrt(squares))
     torch._foreach_div_(roots, [correction**0.5 for correction in second])
     torch._foreach_add_(roots, group["eps"])
@@ -102,7 +102,7 @@ def _ratios(states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> li
 
 
 def _corrections(steps: Sequence[Any], beta: float) -> list[Any]:
-    """1 - beta ** step for each; counters on a GPU stay there."""
+    """1 - beta ** step of each parameter; step counters on a GPU stay there."""
     if not any(isinstance(step, Tensor) and step.is_cuda for step in steps):
         return [1 - beta ** float(step) or 1.0 for step in steps]
     exact = torch.stack([torch.as_tensor(step).double() for step in steps])
@@ -110,10 +110,10 @@ def _corrections(steps: Sequence[Any], beta: float) -> list[Any]:
 
 
 def check_moments(optimizer: Optimizer, owner: str) -> None:
-    """Refuse an optimizer that keeps no first and second moment.
+    """Refuse an optimizer without first and second moments.
 
     Raises:
-        OptimizerError: it does not, or has no `betas` and `eps`.
+        OptimizerError: it has no moments, `betas` or `eps`.
     """
     keys = _state_keys(optimizer)
     missing = [key for key in _MOMENTS if keys is not None and key not in keys]
@@ -127,7 +127,7 @@ def check_moments(optimizer: Optimizer, owner: str) -> None:
 
 
 def _state_keys(optimizer: Optimizer) -> set[str] | None:
-    """What the optimizer keeps for a parameter; None when a trial does not tell."""
+    """The keys of the optimizer's state of a parameter; None if a trial step fails."""
     for state in optimizer.state.values():
         return set(state)
     state = state_after_step(optimizer)
@@ -135,7 +135,7 @@ def _state_keys(optimizer: Optimizer) -> set[str] | None:
 
 
 class EpochMeans:
-    """Ratios of the steps of an epoch, added up on their device, and the mean of the epoch before, by optimizer."""
+    """The sum of the ratios in an epoch, kept on their device, and the mean of the previous epoch, per optimizer."""
 
     def __init__(self) -> None:
         self._epoch = 0  # of `_sums`
@@ -144,11 +144,11 @@ class EpochMeans:
         self._last: dict[int, Tensor] = {}
 
     def begin(self, epoch: int) -> None:
-        """Steps belong to this epoch from now on. Nothing changes before its first one: a finished run has none."""
+        """Start an epoch. Nothing changes before its first step, because a finished run has none."""
         self._now = epoch
 
     def add(self, optimizer: int, step: int, ratios: Tensor) -> None:
-        """Add the ratios of a step, `[groups]`; a step that is seen twice counts once."""
+        """Add the ratios of a step, shape `[groups]`. A second call for the same step changes nothing."""
         if self._now != self._epoch:
             self._epoch, self._last, self._sums = self._now, self._means(), {}
         seen, count, total = self._sums.get(optimizer, (-1, 0, torch.zeros_like(ratios)))
@@ -156,19 +156,19 @@ class EpochMeans:
             self._sums[optimizer] = step, count + 1, total + ratios
 
     def last(self, optimizer: int) -> Tensor | None:
-        """The mean ratios of the epoch before; None when there is none."""
+        """The mean ratios of the previous epoch; None if there is none."""
         return (self._last if self._now == self._epoch else self._means()).get(optimizer)
 
     def _means(self) -> dict[int, Tensor]:
         return {place: total / count for place, (_, count, total) in self._sums.items()}
 
     def record(self) -> dict[str, Any]:
-        """As plain types and tensors, for a checkpoint."""
+        """The state as plain types and tensors, for a checkpoint."""
         return {"epoch": self._epoch, "sums": {k: list(v) for k, v in self._sums.items()}, "last": self._last}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> EpochMeans:
-        """What `record` gave."""
+        """Restore what `record` returned."""
         made = cls()
         made._epoch = made._now = record.get("epoch", 0)
         made._sums = {place: (step, count, total) for place, (step, count, total) in record.get("sums", {}).items()}

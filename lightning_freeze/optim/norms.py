@@ -1,6 +1,6 @@
-"""Figures of weights, gradients and optimizer state, slot by slot: on their device, without waiting for it.
+"""Norms of weights, gradients and optimizer state per slot, computed on their device without waiting for it.
 
-With FSDP2 each rank adds up its part of a tensor, and one reduction of all figures makes the whole.
+With FSDP2 each rank sums up its shards, and a single reduction adds the sums of all ranks.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from lightning_freeze.model.dtensors import local_part
 
 
 def gradient_scale(optimizer: Optimizer) -> Any:
-    """What the gradients are multiplied with: a GradScaler leaves it to a fused optimizer to divide by it."""
+    """The factor in the gradients: with a GradScaler, a fused optimizer unscales them itself."""
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else scale
 
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """This rank's part of each tensor; of a sparse one, its values."""
+    """This rank's part of each tensor; the values of a sparse tensor."""
     parts = [local_part(tensor) for tensor in tensors]
     return [part.coalesce().values() if part.is_sparse else part for part in parts]
 
 
 def shares(parameters: Sequence[Tensor]) -> list[float]:
-    """What the part of each parameter on this rank counts, so that adding up over ranks counts each element once.
+    """The weight of this rank's part of each parameter, so that a sum over ranks counts each element once.
 
-    Where none is in parts, nothing is added up, and each counts whole.
+    Without sharded parameters there is no sum over ranks, and each weight is 1.
     """
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return [1.0] * len(parameters)
@@ -41,7 +41,7 @@ def shares(parameters: Sequence[Tensor]) -> list[float]:
 
 
 def _copies(tensor: Tensor) -> int:
-    """On how many ranks the same part is."""
+    """The number of ranks that hold the same part."""
     if not isinstance(tensor, DTensor):
         return dist.get_world_size()
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
@@ -49,11 +49,11 @@ def _copies(tensor: Tensor) -> int:
 
 
 def totals(groups: Sequence[Sequence[Tensor]], weights: Sequence[Sequence[float]], power: int) -> Tensor:
-    """The sum of |element| ** power over the tensors of each group, each weighted `[groups]`; of one rank's parts.
+    """The weighted sum of |element| ** power over the tensors of each group, shape `[groups]`, on this rank.
 
     Args:
-        groups: local tensors, at least one in all.
-        weights: of `shares`.
+        groups: local tensors, at least one in total.
+        weights: the weights from `shares`.
         power: 1 or 2.
     """
     flat = [tensor for group in groups for tensor in group]
@@ -68,14 +68,14 @@ def totals(groups: Sequence[Sequence[Tensor]], weights: Sequence[Sequence[float]
 
 
 def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Figures of parts, added up over ranks where any parameter is in parts: one reduction, on all ranks."""
+    """Add values up over ranks if any parameter is sharded. This is a collective, with one reduction."""
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         dist.all_reduce(figures)
     return figures
 
 
 def square_norms(optimizer: Optimizer) -> Tensor:
-    """The squared norm of the gradient of each group `[groups]`, 0 for one without; unscaled; on the device."""
+    """The squared gradient norm of each group, shape `[groups]`, unscaled, on the device; 0 without a gradient."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     if any(groups):

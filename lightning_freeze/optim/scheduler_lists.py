@@ -1,6 +1,6 @@
-"""Per-group lists of LR schedulers, re-indexed when the groups of their optimizer are split.
+"""Re-index the per-group lists of LR schedulers when the groups of their optimizer are split.
 
-By name of attribute, never by length: `_milestones` can be as long as the groups by chance.
+The lists are found by attribute name, never by length: `_milestones` can have one entry per group by chance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _OTHER_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
 
 
 def scaled(value: Any, factor: float) -> Any:
-    """A rate times a factor, never the same tensor; a factor of exactly 1 leaves the number as it is."""
+    """A rate times a factor, as a new tensor if it is one; a factor of exactly 1 leaves the bits unchanged."""
     if factor != 1:
         return value * factor
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def schedulers_of(optimizer: Optimizer, schedulers: Sequence[Any]) -> list[Any]:
-    """The schedulers of an optimizer, with those inside SequentialLR, ChainedScheduler and their like."""
+    """The schedulers of an optimizer, including those inside SequentialLR, ChainedScheduler and similar ones."""
     found: list[Any] = []
     queue = list(schedulers)
     while queue:
@@ -38,15 +38,15 @@ def schedulers_of(optimizer: Optimizer, schedulers: Sequence[Any]) -> list[Any]:
             inner = value if isinstance(value, list | tuple) else [value]
             queue.extend(item for item in inner if isinstance(item, LRScheduler))
     groups = [getattr(getattr(scheduler, "optimizer", None), "param_groups", None) for scheduler in found]
-    # by the list of groups: wrappers of an optimizer share it
+    # compare the lists of groups: a wrapper of an optimizer shares its list
     return [one for one, held in zip(found, groups, strict=True) if held is optimizer.param_groups]
 
 
 def check_lists(schedulers: Sequence[Any], groups: int) -> None:
-    """Refuse schedulers whose per-group lists are not as long as their optimizer has groups.
+    """Refuse schedulers whose per-group lists do not have one entry per group.
 
     Raises:
-        OptimizerError: one is not.
+        OptimizerError: a list has another length.
     """
     for scheduler in schedulers:
         for key in (*_RATE_LISTS, *_OTHER_LISTS):
@@ -59,7 +59,7 @@ def check_lists(schedulers: Sequence[Any], groups: int) -> None:
 
 
 def reindex(schedulers: Sequence[Any], origins: Sequence[int], factors: Sequence[float]) -> None:
-    """Give each scheduler one entry per new group: that of the group it was split from, rates times the factor."""
+    """Give each scheduler one entry per new group: the entry of the original group, with rates times the factor."""
     for scheduler in schedulers:
         for key in (*_RATE_LISTS, *_OTHER_LISTS):
             values = vars(scheduler).get(key)

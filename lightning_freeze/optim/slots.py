@@ -1,4 +1,4 @@
-"""A slot: one group of an optimizer for a whole fit, and its name."""
+"""Slots: optimizer groups that exist for a whole fit, and their names."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Slot:
     """One group of the optimizer for the whole fit.
 
     Attributes:
-        name: unique within the optimizer; the stage's name where that is enough.
-        label: the stage, or "" for parameters of none.
-        factor: what the rates of the user's group were multiplied with.
-        origin: index of the user's group that it was split from.
-        names: its parameters, in the order of the user's group, trainable or not.
-        since: optimizer steps done when a parameter last came into the slot while it was empty.
-        stage: how many times something was unfrozen so far, in the whole run.
-        stage_since: optimizer steps done when that happened last.
-        counters: what the optimizer had counted in the group when the slot was emptied; None if it never was.
+        name: unique within the optimizer; the name of the stage if that is unique.
+        label: the name of the stage, or "" for parameters without a stage.
+        factor: the factor that the rates of the user's group were multiplied by.
+        origin: index of the user's group that the slot was split from.
+        names: its parameters, trainable or not, in the order of the user's group.
+        since: the optimizer's step count when the slot was last filled after being empty.
+        stage: number of unfreezings so far in the whole run.
+        stage_since: the optimizer's step count at the last unfreezing.
+        counters: the group's step counters when the slot was emptied; None if it has never been.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Slot:
 
 
 def name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
-    """Unique names: the stage's, with the user's group, options and the factor added only where needed."""
+    """Unique names: the name of the stage, followed by the user's group, options and factor where needed."""
     several = len({slot.origin for slot in slots}) > 1
     for slot in slots:
         own = given[slot.origin] or (f"pg{slot.origin + 1}" if several else None)

@@ -1,8 +1,8 @@
-"""Optimizer groups in constant slots, so that no scheduler ever sees a group come or go.
+"""Keep optimizer groups in constant slots, so that schedulers never see a group added or removed.
 
-Each group of the user is split once, at the start of a fit, into slots: one for each stage and rate factor
-found in it. Number and order of the slots stay the same for the whole fit; freezing empties a slot's `params`,
-unfreezing fills it again. Schedulers keep per-group lists (`base_lrs`, ...): they are re-indexed at the split.
+Each of the user's groups is split once, at the start of a fit, into slots: one for each of its stages and rate
+factors. The number and order of slots stay constant for the whole fit. Freezing empties the `params` of a slot,
+unfreezing fills them again. The per-group lists of schedulers (`base_lrs`, ...) are re-indexed at the split.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class SlottedOptimizer:
     """An optimizer whose groups have been split into slots.
 
     Args:
-        optimizer: any optimizer that takes parameter groups. It is changed in place.
-        schedulers: the schedulers of the run; those of other optimizers are left alone.
-        name_of: parameter -> its name in the model, None for one that is not the model's.
-        labels: parameter name -> stage.
+        optimizer: any optimizer that supports parameter groups. It is modified in place.
+        schedulers: the schedulers of the run; those of other optimizers are ignored.
+        name_of: parameter -> its name in the model; None if the model does not have it.
+        labels: parameter name -> name of its stage.
         factors: parameter name -> factor of the rate.
-        kinds: parameter name -> anything; parameters of different kinds do not share a slot.
-        options: parameter name -> option -> value in its group; where it is the group's already, nothing is split.
+        kinds: parameter name -> any hashable; parameters of different kinds never share a slot.
+        options: parameter name -> option -> value; a value that the group already has splits nothing.
 
     Raises:
-        OptimizerError: the optimizer takes one group only, has no rate or was scaled by an earlier fit, or a
+        OptimizerError: the optimizer supports one group only, has no rate or was split by an earlier fit, or a
             scheduler's per-group list has another length.
     """
 
@@ -155,22 +155,22 @@ class SlottedOptimizer:
         return members | ({"param_names": [self._given_names[name] for name in names]} if named else {})
 
     def holds(self, name: str) -> bool:
-        """Whether a parameter is in its slot now."""
+        """Whether a parameter is currently in its slot."""
         return name in self._present
 
     # ---- filling and emptying, at every change
 
     def begin_stage(self) -> None:
-        """Note that something is unfrozen now, be it in this optimizer or in another one of the run."""
+        """Record that parameters are unfrozen, in this optimizer or in another one of the run."""
         for slot in self.slots:
             slot.stage, slot.stage_since = slot.stage + 1, self.steps
 
     def refill(self, coming: Collection[str], leaving: Mapping[str, Placement]) -> list[Slot]:
-        """Let parameters in and out of their slots, and return the slots that changed.
+        """Move parameters into and out of their slots, and return the changed slots.
 
         Args:
-            coming: names of parameters that train from now on.
-            leaving: names of those that stop -> where their state goes.
+            coming: names of parameters that begin to train.
+            leaving: names of parameters that stop training -> what to do with their state.
         """
         # in the order given, alike on all ranks: torch goes through `optimizer.state` in its order to gather it
         out, into = ([name for name in names if name in self._slot_of] for names in (leaving, coming))
@@ -207,7 +207,7 @@ class SlottedOptimizer:
             self._fill(name)
 
     def _fill(self, name: str) -> None:
-        """Give a parameter the state that this optimizer makes at construction and expects in every step."""
+        """Give a parameter the state that the optimizer creates at construction and expects in every step."""
         parameter = self.parameters[name]
         if self._fills_at_construction and parameter not in self.optimizer.state:
             fresh = fresh_optimizer(self.optimizer, parameter)
@@ -215,12 +215,12 @@ class SlottedOptimizer:
                 self.optimizer.state[parameter] = fresh.state[parameter]
 
     def state_of(self, name: str) -> dict[str, Any] | None:
-        """The optimizer's state of a parameter, wherever it is now; None when there is none."""
+        """The optimizer's state of a parameter, even if it is set aside; None if there is none."""
         aside = self._aside.get(name)
         return self.optimizer.state.get(self.parameters[name]) if aside is None else aside[0]
 
     def set_state(self, name: str, state: dict[str, Any] | None) -> None:
-        """Put other state in its place; that of a frozen parameter only where it is kept."""
+        """Replace the state of a parameter; the state of a frozen parameter only if it is kept."""
         aside = self._aside.pop(name, None)
         if name in self._present:
             self.optimizer.state.pop(self.parameters[name], None)
@@ -234,7 +234,7 @@ class SlottedOptimizer:
 
     @contextmanager
     def no_empty_slots(self) -> Iterator[None]:
-        """Fill empty slots with their frozen parameters: torch's distributed state dicts take no empty group."""
+        """Fill empty slots with their frozen parameters: torch's distributed state dicts refuse empty groups."""
         steps = self.steps
         empty = self.fill_empty_slots()
         try:
@@ -244,7 +244,7 @@ class SlottedOptimizer:
             self.steps = steps  # torch steps an optimizer that has no state yet, with zeros, to see what it is like
 
     def fill_empty_slots(self) -> list[int]:
-        """Fill empty slots for good, when nothing will step any more; returns their places."""
+        """Fill empty slots permanently, after the last step, and return their places."""
         empty = [place for place, group in enumerate(self.optimizer.param_groups) if not group["params"]]
         self._enter(empty, lambda place: self.slots[place].names)
         return empty
@@ -255,7 +255,7 @@ class SlottedOptimizer:
             group.update(self._members(names(place), "param_names" in group))
 
     def record(self) -> dict[str, Any]:
-        """Everything a checkpoint needs beside the optimizer's own state_dict: plain types and tensors."""
+        """What a checkpoint needs in addition to the optimizer's state_dict, as plain types and tensors."""
         return {
             "slots": [
                 {
@@ -272,10 +272,10 @@ class SlottedOptimizer:
         }
 
     def check_record(self, record: Mapping[str, Any], which: str) -> None:
-        """Refuse the record of an optimizer that was split in another way.
+        """Refuse the record of an optimizer that was split differently.
 
         Raises:
-            ResumeError: slots differ in number, name or members; the message shows both.
+            ResumeError: the slots differ in number, name or members; the message shows both.
         """
         saved = [(entry["name"], list(entry["names"])) for entry in record["slots"]]
         mine = [(slot.name, slot.names) for slot in self.slots]
@@ -288,7 +288,7 @@ class SlottedOptimizer:
             )
 
     def load_record(self, record: Mapping[str, Any]) -> None:
-        """Take up the record of a checkpoint; the optimizer's own state is loaded by whoever loads checkpoints."""
+        """Load the record of a checkpoint. The optimizer's own state_dict is loaded separately."""
         self._aside = {}
         for name, entry in record["aside"].items():
             parameter = self.parameters[name]
@@ -304,7 +304,7 @@ class SlottedOptimizer:
 
 
 def make_whole(optimizer: Optimizer) -> None:
-    """Let back in what an earlier fit with the same optimizer left frozen."""
+    """Put parameters back that an earlier fit with the same optimizer left frozen."""
     earlier: SlottedOptimizer | None = vars(optimizer).get(_SLOTTED)
     if earlier is not None:
         earlier.refill([name for slot in earlier.slots for name in slot.names if not earlier.holds(name)], {})

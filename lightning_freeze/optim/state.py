@@ -1,4 +1,4 @@
-"""The optimizer state of one parameter: set aside, moved to the host and back, made anew."""
+"""The optimizer state of one parameter: set it aside, move it to the host and back, create it anew."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-# What LAMB, Adan and the schedule-free optimizers count per group: a slot's count stands still while it is empty.
+# Counters that LAMB, Adan and the schedule-free optimizers keep per group. They stand still while a slot is empty.
 COUNTERS = ("step", "k", "weight_sum", "lr_max")
 
 
-# The optimizer state of a parameter that left, and for state on the host, the device of each of its tensors before.
+# The optimizer state of a frozen parameter; for state on the host also the former device of each tensor.
 Aside = tuple[dict[str, Any], list[str | None] | None]
 
 
@@ -26,15 +26,15 @@ _IMPLEMENTATIONS = ("fused", "foreach", "capturable")  # how a step is computed,
 def fresh_optimizer(
     optimizer: Optimizer, parameter: nn.Parameter, changed: Mapping[str, Any] | None = None
 ) -> Optimizer | None:
-    """An optimizer of the same kind and options for one parameter; None where its constructor takes other arguments.
+    """Make an optimizer of the same class and options for one parameter; None if its constructor needs more.
 
     Args:
-        optimizer: any; it is not touched.
-        parameter: the only one of the new optimizer.
-        changed: option -> value in place of the optimizer's.
+        optimizer: any optimizer; it is not modified.
+        parameter: the only parameter of the new optimizer.
+        changed: option -> value that replaces the optimizer's.
 
     Raises:
-        ValueError: the optimizer does not take such a parameter, as Muon takes matrices only.
+        ValueError: the optimizer refuses the parameter; Muon, for example, takes matrices only.
     """
     takes = inspect.signature(type(optimizer)).parameters.values()
     names = {parameter.name for parameter in takes}
@@ -48,14 +48,14 @@ def fresh_optimizer(
 
 
 def state_after_step(optimizer: Optimizer, dtype: torch.dtype = torch.float32) -> dict[str, Any] | None:
-    """What an optimizer keeps for a parameter after a step, asked of one like it on the CPU.
+    """The state of a parameter after one step, from a step of a similar optimizer on the CPU.
 
     Args:
-        optimizer: any; it is not touched.
-        dtype: of the parameter, which has 24 elements.
+        optimizer: any optimizer; it is not modified.
+        dtype: dtype of the trial parameter, which has 24 elements.
 
     Returns:
-        The state; None where an optimizer like it cannot be made, or cannot step with such a parameter.
+        The state; None if a similar optimizer cannot be made, or cannot step with such a parameter.
     """
     probe = nn.Parameter(torch.zeros(4, 6, dtype=dtype))
     try:
@@ -73,7 +73,7 @@ def state_after_step(optimizer: Optimizer, dtype: torch.dtype = torch.float32) -
 
 
 def set_counters(group: dict[str, Any], counters: Mapping[str, Any] | None) -> None:
-    """Put the counters of a group back to what they were; None leaves the group alone."""
+    """Restore the counters of a group; None changes nothing."""
     if counters is not None:
         for key in COUNTERS:
             group.pop(key, None)
@@ -85,12 +85,12 @@ def _devices(state: Mapping[str, Any]) -> list[str | None]:
 
 
 def to_host(state: dict[str, Any]) -> Aside:
-    """The state in host memory, with the device that each tensor was on."""
+    """Copy the state to host memory, and return it with the former device of each tensor."""
     return tree_map_only(Tensor, Tensor.cpu, state), _devices(state)
 
 
 def from_host(state: dict[str, Any], devices: list[str | None] | None, device: torch.device) -> dict[str, Any]:
-    """State on the device of its parameter again, but counters that were on the host all the time."""
+    """Copy state back to the device of its parameter, except counters that have always been on the host."""
     if devices is None:
         return state
     leaves, spec = tree_flatten(state)
@@ -102,5 +102,5 @@ def from_host(state: dict[str, Any], devices: list[str | None] | None, device: t
 
 
 def aside_record(state: dict[str, Any], devices: list[str | None] | None) -> dict[str, Any]:
-    """What a checkpoint holds of state that was set aside."""
+    """The part of a checkpoint that holds state set aside."""
     return {"state": state, "devices": devices or _devices(state), "on_host": devices is not None}

@@ -1,8 +1,8 @@
-"""What holds for one update only: scaled rates, other options of a group, and parameters that must not move.
+"""Changes for a single update: scaled rates, other options of a group, and parameters that must not move.
 
-Every optimizer of torch skips a parameter without a gradient: no momentum, no decay, no count. A factor written to
-`group["lr"]` for longer would be read back by every recursive scheduler and grow into the schedule. So gradients are
-taken away and rates multiplied just before the update, and the rates put back right after it.
+All torch optimizers skip a parameter without a gradient: no momentum, no decay, no count. Rates are multiplied just
+before the update and restored right after it, because a recursive scheduler would read a factor that stays in
+`group["lr"]` back and compound it.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from lightning_freeze.optim.slotted import SlottedOptimizer
 
 
 class Shape(Protocol):
-    """What is done around an update."""
+    """The hooks around an update."""
 
     def drop_idle(self, slotted: SlottedOptimizer) -> None:
-        """Take away the gradients of what must not move."""
+        """Remove the gradients of parameters that must not move."""
 
     def observe(self, slotted: SlottedOptimizer) -> None:
-        """Look at the gradients of the update; once for each."""
+        """Read the gradients of the update; called once per update."""
 
     def factors(self, slotted: SlottedOptimizer) -> Sequence[Any]:
         """One factor of the rate per slot."""
 
     def options(self, slotted: SlottedOptimizer) -> Sequence[Mapping[str, Any]]:
-        """Other options of the group, name -> value, per slot."""
+        """Options for this update, name -> value, one dict per slot."""
 
     def updated(self, slotted: SlottedOptimizer, rates: Sequence[Any]) -> None:
-        """Act right after the update, which used these rates."""
+        """Act right after the update that used these rates."""
 
 
 class StepShaper:
-    """Before each update, takes gradients away, multiplies the rates of the slots and sets options; counts the steps.
+    """Remove gradients, multiply the rates of slots and set options before each update; count the steps.
 
-    The closure of a step, in which Lightning runs `training_step`, sees the plain groups. When the update itself
-    raises, they are put back before the next step, or by `close`.
+    The closure of a step, in which Lightning runs `training_step`, sees the unchanged groups. If the update itself
+    raises, the groups are restored before the next step or by `close`.
 
     Args:
         slotted: the optimizer.
-        shape: what is done.
+        shape: the hooks around the update.
     """
 
     def __init__(self, slotted: SlottedOptimizer, shape: Shape) -> None:
@@ -99,7 +99,7 @@ class StepShaper:
             self._slotted.steps += 1
 
     def close(self) -> None:
-        """Put the groups back and leave the optimizer alone."""
+        """Restore the groups and remove the hooks from the optimizer."""
         self._put_back()
         for handle in self._handles:
             handle.remove()

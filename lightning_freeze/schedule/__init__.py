@@ -1,1 +1,1 @@
-"""When: moments, plateaus, convergence, the tasks of a batch. No model, no Lightning."""
+"""When something happens: moments, plateaus, convergence, the tasks of a batch. No model, no Lightning."""

@@ -1,4 +1,4 @@
-"""When epochs begin and when a run ends, in optimizer steps."""
+"""The optimizer steps at which epochs begin and a run ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Calendar:
     """The epochs of a run in steps of each of its optimizers.
 
     Attributes:
-        spells: (first epoch, steps per epoch) of each part of the run; infinite steps where a loader has no length.
-        end: steps of the whole run; infinite when it has no end.
-        optimizers: how many the run has. Each is assumed to step once per batch, and all of these steps count in
-            `trainer.global_step`.
+        spells: (first epoch, steps per epoch) of each part of the run; steps are infinite if a loader has no length.
+        end: steps of the whole run; infinite if it has no end.
+        optimizers: number of optimizers. Each is assumed to step once per batch; `trainer.global_step` counts all
+            of their steps.
     """
 
     spells: Sequence[tuple[int, float]]

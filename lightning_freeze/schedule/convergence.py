@@ -1,4 +1,4 @@
-"""Which stages have converged, by the change of their gradient norm from one epoch to the next."""
+"""Find converged stages by the change of their gradient norm from one epoch to the next."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass
 class GradientNorms:
-    """The mean norm of each stage's gradient over an epoch, added up without waiting for the device.
+    """The mean gradient norm of each stage over an epoch, summed up without waiting for the device.
 
     Attributes:
-        epoch: the one that is being measured.
-        before: means of the epoch before it, by stage.
-        sums: of this epoch so far, by stage.
-        steps: how many there have been.
+        epoch: the epoch that is being measured.
+        before: means of the previous epoch, by stage.
+        sums: sums of this epoch so far, by stage.
+        steps: number of updates in `sums`.
     """
 
     epoch: int = 0
@@ -29,20 +29,20 @@ class GradientNorms:
     _counted: dict[int, int] = field(default_factory=dict)
 
     def add(self, norms: Tensor, optimizer: int, step: int) -> None:
-        """Take in the norms `[stages]` of one update; asked twice for one, it counts once."""
+        """Add the norms of one update, shape `[stages]`. A second call for the same update changes nothing."""
         if self._counted.get(optimizer) == step:
             return
         self._counted[optimizer] = step
-        usable = torch.where(norms.isfinite().all(), norms, 0.0)  # a step that a GradScaler leaves out
+        usable = torch.where(norms.isfinite().all(), norms, 0.0)  # a step that a GradScaler skips
         self.sums = usable if self.sums is None else self.sums.to(usable.device) + usable
         self.steps += 1
 
     def means(self) -> list[float]:
-        """Of this epoch; waits for the device."""
+        """The means of this epoch. Waits for the device."""
         return [] if self.sums is None else [norm / self.steps for norm in self.sums.tolist()]
 
     def next_epoch(self, epoch: int, means: list[float]) -> None:
-        """Begin to measure another epoch."""
+        """Start to measure another epoch."""
         self.epoch, self.before, self.sums, self.steps = epoch, means or self.before, None, 0
 
     def record(self) -> dict[str, Any]:
@@ -52,13 +52,13 @@ class GradientNorms:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> GradientNorms:
-        """What `record` has written down; an empty one is the start."""
+        """Restore what `record` returned; an empty record is the initial state."""
         sums = record.get("sums")
         return cls(**record | {"sums": None if sums is None else torch.tensor(sums)})
 
 
 def relative_changes(before: Sequence[float], now: Sequence[float]) -> list[float]:
-    """|now - before| / before of each stage; infinite for one that had no gradient in either interval."""
+    """|now - before| / before of each stage; infinite if a stage had no gradient in one of the intervals."""
     return [
         abs(new - old) / old if old > 0 and new > 0 and math.isfinite(old + new) else math.inf
         for old, new in zip(before, now, strict=True)
@@ -66,7 +66,7 @@ def relative_changes(before: Sequence[float], now: Sequence[float]) -> list[floa
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The percentile of values, linear between two of them.
+    """The percentile of values, with linear interpolation.
 
     Example:
         >>> percentile([4.0, 1.0, 2.0], 75)
@@ -80,15 +80,15 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def converged(before: Sequence[float], now: Sequence[float], share: float) -> int:
-    """How many of the stages that still train freeze: from the input upwards, without gaps, never the last.
+    """How many of the training stages to freeze: from the input upwards, without gaps, never the last.
 
     A stage has converged when its gradient norm changed by less than the percentile of all (AutoFreeze, Liu et al.,
     2021, arXiv:2102.01386).
 
     Args:
-        before: norm of the interval before, for each stage that trains, the one at the input first.
-        now: norm of this interval.
-        share: the percentile, in percent.
+        before: norms of the previous interval, one per training stage, the stage at the input first.
+        now: norms of this interval.
+        share: the percentile, 0 to 100.
 
     Example:
         >>> converged([1.0, 1.0, 1.0, 1.0], [1.01, 1.02, 1.3, 0.5], 50)

@@ -1,4 +1,4 @@
-"""When stages start: pure arithmetic on the progress of a run. No tensors, no Lightning."""
+"""The moments at which stages start: pure arithmetic on the progress of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_freeze.schedule.calendar import Calendar
 
 Unit = Literal["epoch", "step", "fraction"]
 
-# A fraction of a run is turned into a step with this slack, so that 0.7 * 10 steps is step 7 and not step 8.
+# Slack for converting a fraction of a run to a step, so that 0.7 * 10 steps gives step 7, not step 8.
 _SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: zero-based `epoch`, optimizer steps done (`step`), and where known, the steps of the whole run
-    and when its epochs begin.
+    """The progress of a run: zero-based `epoch` and optimizer steps done (`step`); if known, the total number of steps
+    and the calendar of its epochs.
     """
 
     epoch: int = 0
@@ -30,7 +30,7 @@ class Progress:
     calendar: Calendar | None = field(default=None, compare=False, repr=False)
 
     def ends_before(self, moment: Moment) -> bool:
-        """Whether the run, as planned, is over before a moment; False where its length is not known."""
+        """Whether the run is planned to end before a moment; False if its length is unknown."""
         if self.calendar is None or math.isinf(self.calendar.end):
             return False
         return moment.step_of_each(self.calendar, self.total_steps) >= self.calendar.end
@@ -44,14 +44,14 @@ class Moment:
     unit: Unit
 
     def reached(self, progress: Progress) -> bool:
-        """Whether a run that is at `progress` is at or past this moment."""
+        """Whether `progress` is at or past this moment."""
         if self.unit == "epoch":
             return progress.epoch >= self.value
         step = self.step(progress.total_steps)
         return step is not None and progress.step >= step
 
     def step(self, total_steps: int | None) -> int | None:
-        """The optimizer step of this moment; None for an epoch, or when the length of the run is not known yet."""
+        """The optimizer step of this moment; None for an epoch, or if the length of the run is still unknown."""
         if self.unit == "step":
             return int(self.value)
         if self.unit == "fraction" and (total_steps is not None or self.value == 0):
@@ -59,7 +59,7 @@ class Moment:
         return None
 
     def step_of_each(self, calendar: Calendar, total_steps: int | None) -> float:
-        """Steps of each of the run's optimizers before this moment; infinite when that is not known."""
+        """The steps that each optimizer does before this moment; infinite if unknown."""
         if self.unit == "epoch":
             return calendar.start_of(self.value)
         step = self.step(total_steps)
@@ -73,24 +73,24 @@ class Moment:
         return f"{self.value:.0%}" + ("" if step is None else f" (step {step})")
 
 
-METRIC_DECIDES = Moment(math.inf, "epoch")  # the moment that nobody knows beforehand
+METRIC_DECIDES = Moment(math.inf, "epoch")  # a moment that is not known in advance
 
 
 def count_started(moments: Sequence[Moment], progress: Progress) -> int:
-    """How many of the moments, in order, a run has reached: stages start one after the other."""
+    """How many of the moments a run has reached, in order: stages start one after the other."""
     return next((k for k, moment in enumerate(moments) if not moment.reached(progress)), len(moments))
 
 
 def every(interval: int, unit: Unit, stages: int) -> list[Moment]:
-    """One stage each `interval` epochs or optimizer steps, the first at 0."""
+    """Start one stage every `interval` epochs or optimizer steps, the first at 0."""
     return [Moment(k * interval, unit) for k in range(stages)]
 
 
 def at(starts: Sequence[int | float], stages: int, owner: str) -> list[Moment]:
-    """The starts a user wrote down; `check_starts` has seen them in the constructor.
+    """Start stages at the given times; the constructor has checked them with `check_starts`.
 
     Raises:
-        PlanError: there are more or fewer starts than stages.
+        PlanError: the numbers of starts and stages differ.
     """
     if len(starts) != stages:
         raise PlanError(
@@ -102,10 +102,11 @@ def at(starts: Sequence[int | float], stages: int, owner: str) -> list[Moment]:
 
 
 def check_starts(starts: Sequence[int | float], owner: str) -> None:
-    """Refuse starts that cannot work whatever the stages are.
+    """Check a list of starts, before the stages are known.
 
     Raises:
-        PlanError: empty, not numbers, not starting at 0, decreasing, or fractions beyond 1.
+        PlanError: it is empty, has other items than numbers, does not begin with 0, decreases, or has fractions
+            above 1.
     """
     if not starts or any(isinstance(start, bool) or not isinstance(start, int | float) for start in starts):
         raise PlanError(f"{owner}: at={starts!r} must be a list of numbers, one start per stage")
@@ -121,7 +122,7 @@ def check_starts(starts: Sequence[int | float], owner: str) -> None:
 
 
 def spread(curve: str, span: Sequence[float], stages: int) -> list[Moment]:
-    """Stages spread over a part of the run: stage k starts where `k / stages` of them should have started.
+    """Spread stages over a part of the run: stage k starts when `k / stages` of them should have started.
 
     `linear` gives each stage an equal share of the span; `cosine` follows (1 - cos(pi t)) / 2: slow at both ends,
     fast in the middle. The first stage always starts at 0.
@@ -135,10 +136,10 @@ def spread(curve: str, span: Sequence[float], stages: int) -> list[Moment]:
 
 
 def check_span(span: Sequence[float], owner: str) -> None:
-    """Refuse a span that is no pair of fractions in order.
+    """Refuse a span that is not an ordered pair of fractions.
 
     Raises:
-        PlanError: it is not `0 <= start < stop <= 1`.
+        PlanError: `0 <= start < stop <= 1` does not hold.
     """
     pair = isinstance(span, Sequence) and len(span) == 2 and all(map(is_number, span))
     if not pair or not 0 <= span[0] < span[1] <= 1:

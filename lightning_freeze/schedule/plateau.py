@@ -1,4 +1,4 @@
-"""When a metric has stopped improving: the rule of EarlyStopping, started afresh at each stage."""
+"""Detect that a metric has stopped improving: the rule of EarlyStopping, restarted at each stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass
 class Plateau:
-    """What a metric trigger has seen. A trigger in epoch k acts at the start of epoch k + 1.
+    """The state of a metric trigger. A trigger in epoch k takes effect at the start of epoch k + 1.
 
     Attributes:
         ends: for each finished stage in order, the epoch in which its trigger fired.
         stage: the stage that `best` and `wait` belong to.
-        best: the best value of that stage, smaller is better.
-        wait: checks since then.
+        best: the best value of that stage; smaller is better.
+        wait: number of checks since the best value.
     """
 
     ends: dict[int, int] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Plateau:
 
         Args:
             epoch: zero-based.
-            max_epochs: for each stage, after how many epochs it ends at the latest; None: without a limit.
+            max_epochs: maximum number of epochs of each stage; None: no limit.
         """
         start = 0
         for stage, limit in enumerate(max_epochs[:-1]):
@@ -44,9 +44,9 @@ class Plateau:
         return len(max_epochs)
 
     def check(self, value: Tensor, epoch: int, stage: int, patience: int, min_delta: float) -> bool:
-        """Take in one value, smaller is better, and say whether it is the best of its stage so far.
+        """Add one value (smaller is better), and return whether it is the best of its stage so far.
 
-        Arithmetic is in the precision of the value, as EarlyStopping's is: 0.9 improves on 1.0 by 0.1, not by more.
+        Values are compared in their own precision, as in EarlyStopping: 0.9 improves on 1.0 by 0.1, not by more.
         """
         if stage in self.ends:  # this stage is over; the next one starts with the next epoch
             return False

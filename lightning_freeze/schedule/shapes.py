@@ -1,4 +1,4 @@
-"""The shape of a rate over a stretch of optimizer steps: it rises to its peak and falls again. Pure arithmetic."""
+"""Curves of a learning rate over a number of optimizer steps: a rise to the peak, then a fall. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ SHAPES = ("one_cycle", "cosine", "linear", "slanted_triangular")
 class Curve:
     """Factors of a rate over a number of optimizer steps.
 
-    The rate rises along a line, with "one_cycle" along a cosine, and falls along a cosine, with "linear" and
-    "slanted_triangular" along a line. Step k of n is at k / n, so the first step has the factor of the start and the
-    one after the last that of the end.
+    The rate rises linearly ("one_cycle": along a cosine) and falls along a cosine ("linear" and "slanted_triangular":
+    linearly). Step k of n is at k / n: the first step uses the start factor, and the step after the last would use
+    the final one.
 
     Attributes:
         shape: one of `SHAPES`.
-        warmup: part of the steps that rise; "slanted_triangular" rounds their number down (Howard and Ruder, 2018).
+        warmup: fraction of the steps that rise; "slanted_triangular" rounds their number down (Howard and Ruder,
+            2018, arXiv:1801.06146).
         start: factor at the start.
-        peak: factor at the top.
-        final: factor at the end, and from there on.
+        peak: largest factor.
+        final: factor at the end and afterwards.
     """
 
     shape: str
@@ -43,7 +44,7 @@ class Curve:
         return _rise_and_fall(self, step, length, (self.start, 1.0, self.final), (rising, along)) * self.peak
 
     def momentum_at(self, step: int, length: float, low: float, high: float) -> float:
-        """The momentum of a step: it falls from `high` to `low` while the rate rises, and rises again after it."""
+        """The momentum of a step: it falls from `high` to `low` while the rate rises, then rises again."""
         return _rise_and_fall(self, step, length, (high, low, high), (_cosine, _cosine))
 
 
@@ -54,7 +55,7 @@ def _rise_and_fall(
     values: tuple[float, float, float],
     along: tuple[Callable[[float, float, float], float], Callable[[float, float, float], float]],
 ) -> float:
-    """From the first value to the second while the rate rises, then to the third, which stays."""
+    """Go from the first value to the second while the rate rises, then to the third, and stay there."""
     rising = curve.warmup * length
     if curve.shape == "slanted_triangular":
         rising = math.floor(rising + 1e-9)

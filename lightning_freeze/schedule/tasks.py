@@ -1,4 +1,4 @@
-"""Which tasks a batch is of: by one of its keys, also where `CombinedLoader` has put several batches together."""
+"""The tasks of a batch, read from one of its keys; also for the combined batches of a `CombinedLoader`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning_freeze.errors import PlanError
 
 
 def tasks_of(batch: Any, key: str, known: Collection[str]) -> frozenset[str]:
-    """The tasks that a batch names.
+    """The names of the tasks of a batch.
 
     Args:
-        batch: a mapping that holds `key` (or an object with such an attribute); or a mapping, list or tuple of
-            batches, of which those that are None are exhausted. A mapping of batches whose keys are all tasks needs
-            no `key` in them.
-        key: what the task is stored under: a str, or any nesting of sequences and sets of str.
-        known: the tasks there are.
+        batch: a mapping with the key `key` (or an object with such an attribute); or a mapping, list or tuple of
+            batches, in which None stands for an exhausted loader. A mapping of batches needs no `key` in them if its
+            own keys are all tasks.
+        key: the key of the task, whose value is a str or nested sequences and sets of str.
+        known: the names of all tasks.
 
     Raises:
-        PlanError: what is stored under the key is no task.
+        PlanError: the value of the key is not a task.
 
     Example:
         >>> sorted(tasks_of({"x": 1, "task": ["names", "pictures", "names"]}, "task", ["names", "pictures"]))
@@ -49,10 +49,10 @@ def _inside(batch: Any, key: str, known: Collection[str]) -> Iterator[str]:
 
 
 def names_in(value: Any, where: str) -> Iterator[str]:
-    """Every str in a str, or in nested sequences and sets of str.
+    """Yield every str in a str or in nested sequences and sets of str.
 
     Raises:
-        PlanError: something else is among them.
+        PlanError: there is something other than str.
     """
     if isinstance(value, str):
         yield value
@@ -67,7 +67,7 @@ def names_in(value: Any, where: str) -> Iterator[str]:
 
 
 def describe_batch(batch: Any) -> str:
-    """What a batch is, for an error message.
+    """Describe a batch for an error message.
 
     Example:
         >>> describe_batch({"x": 1, "y": 2}), describe_batch([1, "a"])
