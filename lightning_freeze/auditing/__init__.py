@@ -1,1 +1,1 @@
-"""Proof that frozen is frozen."""
+"""Check that frozen parameters and buffers do not change."""

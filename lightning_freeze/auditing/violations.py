@@ -1,4 +1,4 @@
-"""Proof that frozen is frozen and trainable can train: what is checked, and how a violation reads. Plain torch."""
+"""The checks of an audit, and the text of violations. Plain torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_freeze.model.layers import has_statistics
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that is not as it was declared.
+    """One violation of what was declared.
 
     Attributes:
         name: the parameter, buffer or module.
-        found: what is wrong with it.
-        cause: the likely reason, or the possible ones.
-        stage: the stage it belongs to; "" for none.
-        last_right: when it was last seen to be right; "" where that was never checked before.
+        found: what is wrong.
+        cause: the likely cause, or the possible causes.
+        stage: its stage; "" for none.
+        last_right: when it was last checked and correct; "" if it was never checked before.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Violation:
 def audit(
     model: nn.Module, optimizers: Optimizer | Sequence[Optimizer] = (), before: Mapping[str, int] | None = None
 ) -> list[Violation]:
-    """What is wrong with a model and its optimizers in a plain training loop; an empty list is the proof.
+    """Check a model and its optimizers in a plain training loop. An empty list means that there is no violation.
 
-    A parameter counts as frozen when it does not require a gradient, and a buffer when it is in `before`. Every frozen
-    parameter and buffer of `before` has to be bit-identical; with `optimizers`, every parameter that requires a
-    gradient has to be in exactly one group, and no frozen one in any.
+    A parameter is frozen if it requires no gradient; a buffer is frozen if it is in `before`. Each frozen parameter and
+    buffer in `before` must be bit-identical. With `optimizers`, each parameter that requires a gradient must be in
+    exactly one group, and no frozen parameter in any.
 
     Args:
         model: any module.
-        optimizers: one or several; without any, groups are not looked at.
-        before: `fingerprint(...)` of what was frozen, made when it was.
+        optimizers: one or several optimizers; without any, groups are not checked.
+        before: `fingerprint(...)` from the time when the parameters were frozen.
 
     Example:
         >>> import torch
@@ -84,14 +84,14 @@ def moved(
     optimizers: Sequence[Optimizer],
     others: Sequence[str] = (),
 ) -> list[Violation]:
-    """The parameters and buffers whose bits are not those of `before`.
+    """The parameters and buffers whose bits differ from `before`.
 
     Args:
         index: the model.
         before: name -> hash.
-        trainable: what may move.
-        optimizers: where a frozen parameter should not be.
-        others: what else writes parameters in this run, for the likely cause.
+        trainable: parameters that may move.
+        optimizers: optimizers that should not contain frozen parameters.
+        others: other callbacks that may write parameters, to name a likely cause.
     """
     now = hashes_of(tensors_of(index, before))
     wrong = [name for name in before if now.get(name) != before[name]]
@@ -148,7 +148,7 @@ def _cause_of_buffer(index: ModelIndex, name: str, wrong: Collection[str], other
 
 
 def group_violations(index: ModelIndex, trainable: Collection[str], optimizers: Sequence[Optimizer]) -> list[Violation]:
-    """Trainable parameters that are not in exactly one group, and frozen ones that are in any."""
+    """Trainable parameters that are not in exactly one group, and frozen parameters that are in any group."""
     places: dict[str, list[str]] = {}
     for number, optimizer in enumerate(optimizers):
         for place, group in enumerate(optimizer.param_groups):
@@ -172,7 +172,7 @@ def group_violations(index: ModelIndex, trainable: Collection[str], optimizers: 
 
 
 def flag_violations(index: ModelIndex, trainable: Collection[str]) -> list[Violation]:
-    """Parameters whose `requires_grad` is not what it should be, and those that are the model's no longer."""
+    """Parameters with a wrong `requires_grad`, and parameters that the model no longer has."""
     violations = []
     cause = "somebody set requires_grad by hand, or another callback did"
     for name, parameter in index.parameters.items():
@@ -183,7 +183,7 @@ def flag_violations(index: ModelIndex, trainable: Collection[str]) -> list[Viola
 
 
 def replaced(index: ModelIndex) -> list[Violation]:
-    """Parameters in whose place there is another object now, which no optimizer and no callback knows."""
+    """Parameters that were replaced by another object, which no optimizer and no callback knows."""
     cause = "a new nn.Parameter was assigned to the module, or load_state_dict(assign=True) was called"
     violations: list[Violation] = []
     seen: set[str] = set()
@@ -199,7 +199,7 @@ def replaced(index: ModelIndex) -> list[Violation]:
 
 
 def mode_violations(index: ModelIndex, held: Collection[int]) -> list[Violation]:
-    """Modules that should be held in eval mode and are not in it."""
+    """Modules that should be held in eval mode, but are in train mode."""
     return [
         Violation(
             index.spans[place].name,
@@ -218,7 +218,7 @@ def placed(
     last_right: Mapping[str, str],
     otherwise: str,
 ) -> list[Violation]:
-    """The same with the stage of each, and when it was last right; `otherwise` for what no hash is kept of."""
+    """Add to each violation its stage and when it was last correct; `otherwise` if no hash of it is kept."""
     return [
         replace(one, stage=_stage(index, labels, one.name), last_right=last_right.get(one.name, otherwise))
         for one in violations
@@ -226,7 +226,7 @@ def placed(
 
 
 def _stage(index: ModelIndex, labels: Mapping[str, str], name: str) -> str:
-    """Of a parameter its own; of a module or a buffer that of the parameters around it."""
+    """The stage of a parameter; for a module or buffer, the stage of the parameters around it."""
     while name and name not in labels:
         under = index.under(name) if name in index.modules else []
         found = [labels[parameter] for parameter in under if parameter in labels]
@@ -237,7 +237,7 @@ def _stage(index: ModelIndex, labels: Mapping[str, str], name: str) -> str:
 
 
 def message(violations: Sequence[Violation], when: str, limit: int = 10) -> str:
-    """All of an audit's findings as one text; of very many the first `limit`."""
+    """The violations as one text, at most `limit` of them."""
     lines = [f"  {place + 1}. {one}" for place, one in enumerate(violations[:limit])]
     more = [f"  ... and {len(violations) - limit} more"] if len(violations) > limit else []
     count = f"{len(violations)} violation" + ("s" if len(violations) > 1 else "")

@@ -1,4 +1,4 @@
-"""What an audit has to remember between two audits: the bits of what is frozen, and who has seen a gradient."""
+"""The state between two audits: hashes of frozen tensors, and parameters that still wait for a gradient."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SHORT = 10  # optimizer steps; see Watcher.follow
 
 
 class Watcher:
-    """Follows a reconciler through its changes, from the moment it is made.
+    """Follow the changes of a run from the moment of construction.
 
     Args:
-        view: returns the run as it is now.
+        view: returns a view of the current run.
         ignored: names of parameters and buffers that may be written.
     """
 
@@ -37,13 +37,13 @@ class Watcher:
         self._view = view
         self.ignored = frozenset(ignored)
         self.hashes: dict[str, int] = {}
-        self._right: dict[str, str] = {}  # when each was last seen to be right
-        self._unseen: dict[str, str] = {}  # trainable, without a gradient yet -> since when
-        self._stepped: set[str] = set()  # of these, the ones whose optimizer has stepped since
-        self._since: dict[str, int] = {}  # parameter -> the step at which it last changed sides
+        self._right: dict[str, str] = {}  # when each was last checked and correct
+        self._unseen: dict[str, str] = {}  # trainable parameters without a gradient so far -> since when
+        self._stepped: set[str] = set()  # those of them whose optimizer has stepped since
+        self._since: dict[str, int] = {}  # parameter -> step at which it was last frozen or unfrozen
         self._handles: list[Any] = []
-        self._standing: set[tuple[str, str]] = set()  # what stays wrong until it is put right: name, what was found
-        self._accepted: set[tuple[str, str]] = set()  # of these, the ones that have been reported
+        self._standing: set[tuple[str, str]] = set()  # lasting violations: name, what is wrong
+        self._accepted: set[tuple[str, str]] = set()  # those of them that have been reported
         self._epoch = self.run.progress.epoch
         self._last = f"the start, in {self._now}"
         self._fingerprint(self._frozen_now(), self._now)
@@ -51,7 +51,7 @@ class Watcher:
 
     @property
     def run(self) -> RunView:
-        """The run as it is now."""
+        """A view of the current run."""
         return self._view()
 
     @property
@@ -59,7 +59,7 @@ class Watcher:
         return f"epoch {self.run.progress.epoch}, step {self.run.progress.step}"
 
     def _frozen_now(self) -> list[str]:
-        """Frozen parameters, and the buffers of held modules."""
+        """The frozen parameters, and the buffers of held modules."""
         index = self.run.index
         names = [name for name in index.parameters if name not in self.run.trainable]
         return [name for name in (*names, *buffers_of(index, self.run.held)) if name not in self.ignored]
@@ -69,10 +69,10 @@ class Watcher:
         self._right.update(dict.fromkeys(names, f"when it was frozen, in {when}"))
 
     def follow(self, done: Change) -> None:
-        """Take in a change: fingerprint what froze, forget what trains now.
+        """Follow a change: hash parameters that were frozen, forget those that train now.
 
-        What trained for a few steps only, as the branch of a task does, is fingerprinted again when an epoch begins,
-        not each time: hashing it at every step would cost more than the step.
+        Parameters that trained for a few steps only, such as the branch of a task, are hashed when the next epoch
+        begins: hashing them at every step would cost more than the step.
         """
         step, begins = self.run.progress.step, self.run.progress.epoch != self._epoch
         self._epoch = self.run.progress.epoch
@@ -90,7 +90,7 @@ class Watcher:
     # ---- gradients
 
     def _expect(self, names: Collection[str]) -> None:
-        """Look for the first gradient of each, after every step of its optimizer until all have come."""
+        """Wait for the first gradient of each parameter, checking after every step of its optimizer."""
         self._unseen.update(dict.fromkeys(names, self._now))
         self._stepped.difference_update(names)
         if self._unseen and not self._handles:
@@ -112,7 +112,7 @@ class Watcher:
                 self._stepped.add(name)
 
     def unused(self) -> list[str]:
-        """Trainable parameters that no step has given a gradient, each once: the loss does not depend on them."""
+        """Trainable parameters that got no gradient in any step, without duplicates: the loss does not use them."""
         run = self.run
         waiting = self._stepped.intersection(self._unseen, run.trainable)
         names = [name for name in run.index.parameters if name in waiting]
@@ -123,12 +123,12 @@ class Watcher:
     # ---- the audit
 
     def audit(self, optimizers: Sequence[Any], when: str, writers: Sequence[str] = ()) -> list[Violation]:
-        """Everything that is not as it was declared.
+        """All violations of what was declared.
 
         Args:
-            optimizers: those that step now.
-            when: the moment, for later messages.
-            writers: callbacks beside this one that may write parameters.
+            optimizers: the optimizers that currently step.
+            when: the current moment, for later messages.
+            writers: other callbacks that may write parameters.
         """
         run, torch_optimizers = self.run, [one for one in optimizers if isinstance(one, Optimizer)]
         standing = [
@@ -148,29 +148,29 @@ class Watcher:
         self._last = when
         wrong = {one.name for one in violations}
         self._right.update(dict.fromkeys(set(self.hashes) - wrong, when))
-        if not self._unseen:  # a hook cannot remove itself while the optimizer goes through its hooks
+        if not self._unseen:  # a hook cannot remove itself while the optimizer iterates over its hooks
             self.close()
         return violations
 
     def accept(self) -> None:
-        """Go on from what is there now, so that one violation is reported once."""
+        """Take the current state as the reference, so that each violation is reported once."""
         self._fingerprint(list(self.hashes), self._now)
         self._accepted = set(self._standing)
 
     def fingerprint(self) -> dict[str, int]:
-        """What all ranks have to agree on: parameters, and the buffers of held modules."""
+        """The tensors that must be equal on all ranks: parameters, and the buffers of held modules."""
         names = [*self.run.index.parameters, *buffers_of(self.run.index, self.run.held)]
         return hashes_of(tensors_of(self.run.index, names))
 
     def close(self) -> None:
-        """Leave the optimizers alone."""
+        """Remove all hooks from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
 
 def differing(fingerprints: Sequence[dict[str, int]], watcher: Watcher) -> list[Violation]:
-    """The tensors whose bits are not the same on all ranks; what only some ranks have counts too."""
+    """The tensors whose bits differ between ranks, or that some ranks do not have."""
     cause = "it was written on one rank only, or DDP did not reduce its gradient"
     names = list(dict.fromkeys(name for one in fingerprints for name in one))
     found = []

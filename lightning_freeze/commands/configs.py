@@ -1,4 +1,4 @@
-"""What the commands that read a LightningCLI config have in common."""
+"""Shared options of the commands that read a LightningCLI config."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ OVERRIDES = "Further options, such as --trainer.max_epochs=3, override those of 
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The options that name a config, and what a script names in its place."""
+    """Add the options for a config, or for a script that builds model and data."""
     parser.add_argument("--config", metavar="FILE", action="append", required=True, help="YAML; a later one wins")
     parser.add_argument("--model", metavar="PKG.MOD:CLASS", help="where a script names it and not the config")
     parser.add_argument("--data", metavar="PKG.MOD:CLASS", help="the same of the data module")
 
 
 def add_steps_per_epoch(parser: argparse.ArgumentParser) -> None:
-    """The length of an epoch, for data that does not know it."""
+    """Add the option for the length of an epoch, for data of unknown length."""
     parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches of an epoch, instead of len(loader)")
 
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `preview` and its kin, checked as far as it takes no torch.
+    """Check the arguments of `preview` and similar commands without importing torch.
 
     Raises:
-        PlanError: a file that cannot be read, or an epoch without a step.
+        PlanError: a file cannot be read, or an epoch would have no steps.
     """
     steps = getattr(options, "steps_per_epoch", None)
     if steps is not None and steps < 1:

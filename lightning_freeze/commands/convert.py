@@ -13,7 +13,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The schedule, and what of FinetuningScheduler's arguments the block depends on."""
+    """Add the schedule and the arguments of FinetuningScheduler that matter."""
     parser.add_argument("schedule", metavar="SCHEDULE.yaml", help="phases 0, 1, 2, ... with params, lr, ...")
     parser.add_argument("--lr", type=float, help="the rate of your optimizer: rates of phases become factors of it")
     parser.add_argument("--base-max-lr", type=float, default=1e-5, help="rate of a phase without one (1e-5)")
@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The block.
+    """Convert the schedule and return the YAML block.
 
     Raises:
-        PlanError: no such schedule.
+        PlanError: the schedule does not exist or cannot be converted.
     """
     import yaml
 

@@ -14,17 +14,17 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, which config, and where to."""
+    """Add the slim checkpoint, the config and the output file."""
     parser.add_argument("slim", metavar="SLIM", type=Path, help="the slim checkpoint")
     add_config(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the full checkpoint to write")
 
 
 def run(options: argparse.Namespace) -> str:
-    """Merge, and say what was put back.
+    """Merge, and report which tensors were put back.
 
     Raises:
-        FreezeError: the checkpoint cannot be read, or the model has other weights than its first fit began with.
+        FreezeError: the checkpoint cannot be read, or the model has other weights than at the start of the first fit.
     """
     arguments = config_of(options)
     import torch

@@ -14,7 +14,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which config, and where the picture goes."""
+    """Add the config and the options for pictures and memory."""
     add_config(parser)
     add_steps_per_epoch(parser)
     parser.add_argument("--meta", action="store_true", help="build the model on the meta device: for any size")
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The table of the run, its stages by time, and what they cost in memory.
+    """The table of the run, its stages over time, and their memory.
 
     Raises:
-        FreezeError: whatever the run would fail on, or a picture that cannot be written.
+        FreezeError: the run would fail, or the picture cannot be written.
     """
     arguments = config_of(options)
     arguments |= {"meta": options.meta, "worlds": _worlds(options)}

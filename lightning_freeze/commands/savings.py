@@ -12,7 +12,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which config."""
+    """Add the config."""
     add_config(parser)
     add_steps_per_epoch(parser)
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> str:
     """Operations, memory and time of a step, relative to training everything.
 
     Raises:
-        FreezeError: whatever the run would fail on.
+        FreezeError: the run would fail.
     """
     arguments = config_of(options)
     from lightning_freeze.preview.savings import savings

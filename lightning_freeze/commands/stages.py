@@ -16,7 +16,7 @@ DESCRIPTION = "List the stages discovered in a model, the head first."
 
 
 class Input(NamedTuple):
-    """One input of a forward pass; an unnamed one is the only one."""
+    """One input of a forward pass; a single input may have no name."""
 
     name: str
     sizes: list[int]
@@ -24,7 +24,7 @@ class Input(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how to look at it."""
+    """Add the model, its input and the form of the output."""
     parser.add_argument("model", help="torchvision:resnet50, timm:NAME, or pkg.mod:factory")
     parser.add_argument(
         "--input",
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> str:
     """The table of stages.
 
     Raises:
-        FreezeError: a model that cannot be made, or an input that it does not take.
+        FreezeError: the model cannot be made, or fails with this input.
     """
     inputs = None if options.input is None else parse_inputs(options.input)
     model = load_model(options.model)
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> str:
 
 
 def parse_inputs(written: str) -> list[Input]:
-    """The inputs in the words of `--input`: `1x3x224x224`, `1x128:int64`, or `input_ids=1x128:int64,mask=1x128:bool`.
+    """Parse `--input`: `1x3x224x224`, `1x128:int64`, or `input_ids=1x128:int64,mask=1x128:bool`.
 
     Raises:
-        PlanError: it is of another form.
+        PlanError: the text has another form.
 
     Example:
         >>> parse_inputs("input_ids=1x128:int64,scale=2")
@@ -84,7 +84,7 @@ def _parse_input(part: str, written: str) -> Input:
 
 
 def _example(inputs: list[Input], written: str) -> Any:
-    """The tensor, or keyword arguments. All zeros, but for masks: with nothing to look at, outputs are no numbers."""
+    """The tensor, or keyword arguments. Masks are ones, because masking everything gives NaN; all others are zeros."""
     import torch
 
     made = {}
@@ -103,7 +103,7 @@ def load_model(name: str) -> Any:
     """Make a model from `torchvision:NAME`, `timm:NAME` or `pkg.mod:factory`, without pretrained weights.
 
     Raises:
-        PlanError: nothing can be imported under that name, or it makes no module.
+        PlanError: nothing can be imported under this name, or it does not make a module.
     """
     package, colon, factory = name.partition(":")
     if not colon or not factory:
@@ -112,7 +112,7 @@ def load_model(name: str) -> Any:
         model = _factory(package, factory)()
     except FreezeError:
         raise
-    except Exception as error:  # whatever a user's factory raises is a user error here
+    except Exception as error:  # any exception of a user's factory is a user error here
         raise PlanError(f"model '{name}' cannot be made: {described(error)}") from error
     from torch import nn
 
@@ -128,6 +128,6 @@ def _factory(package: str, factory: str) -> Callable[[], Any]:
     if package == "timm":
         create_model = import_module("timm").create_model
         return lambda: create_model(factory, pretrained=False)
-    sys.path.insert(0, "")  # as `python -m` does: a user's module beside the command
+    sys.path.insert(0, "")  # find modules in the current folder, as `python -m` does
     found: Callable[[], Any] = getattr(import_module(package), factory)
     return found

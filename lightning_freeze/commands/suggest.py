@@ -17,7 +17,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which config, for how long, judged by what."""
+    """Add the config, the budget and the metric."""
     add_config(parser)
     parser.add_argument("--budget", type=float, default=10.0, metavar="MINUTES", help="default: 10")
     parser.add_argument("--out", metavar="FILE", help="write the block; a second call goes on from FILE.runs.jsonl")
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> str:
     """The stages, the candidates with their intervals, and the block.
 
     Raises:
-        FreezeError: a budget too small for one candidate, a metric that is not logged, or a wrong config.
+        FreezeError: the budget is too small for one candidate, the metric is not logged, or the config is wrong.
     """
     arguments = config_of(options)
     if not options.budget > 0:

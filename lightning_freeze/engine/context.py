@@ -1,4 +1,4 @@
-"""What policies are bound to: the names of the model, and its stages, which several policies share."""
+"""What policies are bound to: the names and stages of a model, which several policies share."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ class Context:
     """A model as policies see it while they are bound.
 
     Args:
-        model: the module that names are of.
-        shared: the stages that the policies of the run offer each other (`LayerwiseLR` counts by those of
-            `GradualUnfreeze`).
-        discovery: finds the stages that nobody named.
-        next_starts: how to ask each policy of the run when it unfreezes something next.
+        model: the module whose parameters are named.
+        shared: stages that policies of the run share (`LayerwiseLR` uses those of `GradualUnfreeze`).
+        discovery: discovers stages.
+        next_starts: functions that return when each policy of the run unfreezes something next.
     """
 
     def __init__(
@@ -44,19 +43,18 @@ class Context:
         self.discovery = discovery or Discovery()
 
     def select(self, patterns: Patterns, owner: str) -> list[str]:
-        """Parameter names that the patterns select.
-
+        """The names of the selected parameters.
         Raises:
             PatternError: a pattern matches nothing.
         """
         return select_names(self.index, patterns, owner)
 
     def stages(self, stages: Stages, owner: str) -> list[BoundStage]:
-        """Stages, head first, disjoint: a parameter that several select belongs to the first of them.
+        """Bind stages, head first. A parameter selected by several stages belongs to the first of them.
 
         Raises:
             PatternError: a pattern matches nothing.
-            PlanError: nothing is left of a stage, or two stages have one name.
+            PlanError: a stage has no parameters of its own, or two stages have the same name.
         """
         bound: list[BoundStage] = []
         taken: set[str] = set()
@@ -82,10 +80,10 @@ class Context:
         return bound
 
     def stages_beside(self, own: Stages | None, owner: str) -> Stages:
-        """The stages to count by: one's own, else those that another policy offers, else "auto".
+        """The given stages, else those that another policy shares, else "auto".
 
         Raises:
-            PlanError: several policies offer different ones.
+            PlanError: several policies share different stages.
         """
         if own is not None:
             return own
@@ -102,7 +100,7 @@ class Context:
 
 
 def _distinct(stages: Sequence[Stage], given: Sequence[Any]) -> list[Stage]:
-    """Stages whose name was made from their patterns get one that no stage before them has."""
+    """Make the names unique that were derived from patterns."""
     made = {place for place, stage in enumerate(given) if not isinstance(stage, Stage | dict)}
     names = distinct([stage.name for stage in stages])
     return [replace(stage, name=names[place]) if place in made else stage for place, stage in enumerate(stages)]

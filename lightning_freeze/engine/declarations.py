@@ -1,4 +1,4 @@
-"""What policies say and hear: plain data between a `Policy` and the `Reconciler`."""
+"""Plain data that `Policy` and `Reconciler` exchange."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_freeze.stages.stage import BoundStage
 
 @dataclass(frozen=True)
 class Binding:
-    """The part of a policy that stays the same for a whole fit.
+    """The part of a policy that is constant during a fit.
 
     Attributes:
-        labels: parameter -> the stage it belongs to; parameters of one label share a slot of the optimizer.
+        labels: parameter -> its stage; parameters with one label share an optimizer slot.
         factors: parameter -> factor of its learning rate; factors of several policies multiply.
-        trains: parameters that the policy will unfreeze at some time, so they have to be in an optimizer.
-        thaws: those of `trains` that it unfreezes even where they required no gradient before the fit.
-        own_factors: parameter -> factor that takes the place of all policies' factors.
-        stages: what it unfreezes, stage by stage. One that a user named must hold something that can train.
-        freezes: the sets that `Policy.wants` may freeze in the course of a run; none for a policy that freezes nothing.
+        trains: parameters that the policy will unfreeze at some time; they must be in an optimizer.
+        thaws: those of `trains` that it unfreezes even if they required no gradient before the fit.
+        own_factors: parameter -> factor that replaces the factors of all policies.
+        stages: the stages that it unfreezes. A stage named by the user must contain parameters that can train.
+        freezes: the sets that `Policy.wants` may freeze during a run; empty for a policy that freezes nothing.
         options: parameter -> option -> value in its optimizer group.
     """
 
@@ -42,9 +42,9 @@ class Binding:
         """The binding of a policy that trains these stages.
 
         Args:
-            stages: disjoint.
-            thaw: whether it trains what required no gradient before the fit as well.
-            freezes: the sets that it may freeze.
+            stages: disjoint stages.
+            thaw: whether the policy also trains parameters that required no gradient before the fit.
+            freezes: the sets that the policy may freeze.
         """
         labels = {name: stage.name for stage in stages for name in stage.names}
         trains = frozenset(labels)
@@ -52,7 +52,7 @@ class Binding:
 
 
 def own_factors(stages: Sequence[BoundStage]) -> dict[str, float]:
-    """Parameter -> the factor that its stage has of its own."""
+    """Parameter -> the factor given in its stage."""
     return {name: stage.factor for stage in stages if stage.factor is not None for name in stage.names}
 
 
@@ -62,7 +62,7 @@ class Wants:
 
     Attributes:
         frozen: parameters that must not train.
-        optimizer_state: where the optimizer state of newly frozen parameters goes.
+        optimizer_state: what to do with the optimizer state of newly frozen parameters.
         restore: a snapshot to restore before anything else changes; `Policy.restored` is called afterwards.
     """
 
@@ -73,16 +73,16 @@ class Wants:
 
 @dataclass(frozen=True)
 class Change:
-    """What one call of `reconcile` did; false when it did nothing.
+    """The changes made by one call of `reconcile`; false if there are none.
 
     Attributes:
         unfrozen: parameters that began to train.
         frozen: parameters that stopped training.
         slots: names of the optimizer slots that were filled or emptied.
-        reducer: whether the DDP wrapper was built anew.
+        reducer: whether the DDP wrapper was rebuilt.
         held: modules put in eval mode.
-        released: modules given their mode back.
-        restored: names of parameters and buffers that a snapshot was written to.
+        released: modules whose mode was restored.
+        restored: names of parameters and buffers that were restored from a snapshot.
     """
 
     unfrozen: tuple[str, ...] = ()
@@ -100,10 +100,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table at the start: what a policy will do, to what, and when.
+    """One row of the table at the start: what a policy will do, to which parameters, and when.
 
     Attributes:
-        start: the moment at which it begins, where that is known; a table marks what lies after the end of the run.
+        start: the moment at which it begins, if known; the table marks rows after the end of the run.
     """
 
     name: str

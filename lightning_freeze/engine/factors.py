@@ -1,4 +1,4 @@
-"""Which factor the rate of each parameter has: by the depth of its stage, or as said."""
+"""The learning rate factor of each parameter: by the depth of its stage, or explicit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_freeze.stages.stage import Stages, is_named
 
 
 def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, owner: str) -> None:
-    """Refuse factors that freeze, reverse or blow up.
+    """Check the arguments of `LayerwiseLR`.
 
     Raises:
         PlanError: `decay` is not in (0, 1], or a multiplier is not a finite number greater than 0.
@@ -36,14 +36,14 @@ def check_rates(decay: float | None, multipliers: Mapping[str, float] | None, ow
 def rate_factors(
     context: Context, decay: float | None, multipliers: Mapping[str, float] | None, stages: Stages, owner: str
 ) -> tuple[dict[str, str], dict[str, float]]:
-    """Labels and factors of the parameters that have one.
+    """The labels and factors of parameters that have a factor.
 
     Args:
         context: the model.
         decay: `decay**k` for stage k below the top.
-        multipliers: name of a stage, or pattern -> factor, in place of the decay's; a later entry wins.
-        stages: the stages that `decay` counts, and whose names `multipliers` may use.
-        owner: who asks, for error messages.
+        multipliers: name of a stage or pattern -> factor that replaces that of `decay`; a later entry wins.
+        stages: the stages for `decay`; `multipliers` may use their names.
+        owner: the subject of error messages.
 
     Raises:
         FreezeError: a value out of range, or a pattern that matches nothing.
@@ -51,7 +51,7 @@ def rate_factors(
     check_rates(decay, multipliers, owner)
     labels: dict[str, str] = {}
     factors: dict[str, float] = {}
-    # discovered stages only where they are needed anyway: it takes a forward pass
+    # discovering stages takes a forward pass, so it is done only if they are needed
     bound = context.stages(stages, owner) if decay is not None or is_named(stages) or context.shared else []
     for depth, stage in enumerate(bound if decay is not None else ()):
         labels.update(dict.fromkeys(stage.names, stage.name))

@@ -1,4 +1,4 @@
-"""What a run will do in epochs to come, as far as it is known: policies are copied, and the copies are asked."""
+"""Predict what a run will do in later epochs, by asking copies of its policies."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from lightning_freeze.engine.policy import Policy
 from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.schedule.moments import Progress
 
-_EPOCHS = 1000  # looked at, at most
+_EPOCHS = 1000  # maximum number of epochs to predict
 
 
 def idle_epochs(run: RunView) -> dict[int, list[int]]:
-    """Place of an optimizer -> the epochs at whose start none of its parameters trains; only those that have such.
+    """Index of an optimizer -> epochs at whose start none of its parameters trains, for optimizers with such epochs.
 
-    A metric trigger is taken never to fire. With one optimizer there is nothing to say: a run in which nothing trains
-    is refused. All ranks have to ask: a policy may let rank 0 decide.
+    Metric triggers are assumed never to fire. With a single optimizer the result is empty, because a run in which
+    nothing trains is refused. This is a collective: a policy may let rank 0 decide.
 
     Args:
-        run: at its start, with a calendar in its progress.
+        run: the run at its start, with a calendar in its progress.
     """
     calendar = run.progress.calendar
     if len(run.optimizers) < 2 or calendar is None:

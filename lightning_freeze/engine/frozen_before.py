@@ -1,4 +1,4 @@
-"""Stages of parameters that were frozen before the fit: refused where nothing of a stage can train, else remarked."""
+"""Stages with parameters that were frozen before the fit: an error if a whole stage is, else a remark."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_freeze.model.freezing_lines import freezing_lines
 def check_stages_train(
     policies: Sequence[Policy], bindings: Sequence[Binding], can_train: frozenset[str], model: Any
 ) -> None:
-    """Refuse a stage that a user named and that has nothing to train.
+    """Refuse a stage named by the user that has nothing to train.
 
     Args:
-        policies: of the run.
-        bindings: one for each.
+        policies: the policies of the run.
+        bindings: one for each policy.
         can_train: parameters that required a gradient before the fit, or that a policy thaws.
-        model: whose source may show the line that froze them.
+        model: the model; its source may show the line that froze the parameters.
 
     Raises:
         PlanError: all of its parameters were frozen before the fit.
@@ -42,7 +42,7 @@ def _cure(model: Any) -> str:
 
 
 def partly_frozen(bindings: Sequence[Binding], can_train: frozenset[str]) -> list[tuple[str, int, int]]:
-    """Named stages of which some parameters stay frozen: name, how many of them, and of how many."""
+    """Yield named stages with some frozen parameters: name, number of frozen parameters, number of parameters."""
     found = []
     for stage in (stage for binding in bindings for stage in binding.stages if stage.named):
         frozen = sum(name not in can_train for name in stage.names)

@@ -1,6 +1,6 @@
-"""Which modules a run keeps in eval mode, and which of them save no input for the backward pass.
+"""Keep modules in eval mode during a run, and let some of them save no input for the backward pass.
 
-A module whose own forward branches on `self.training` is never among them: it may compute its losses there.
+A module whose own forward branches on `self.training` is never held: it may compute its losses in train mode only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class HeldModules:
 
     Args:
         index: the model.
-        policies: what they hold adds up.
+        policies: a module is held if any policy holds it.
 
     Attributes:
         held: the modules in eval mode.
-        branching: modules that a policy wants held, and that are not, because their forward branches on the flag.
+        branching: modules that are not held although a policy asks for it, because their forward branches.
         modes_before: module -> whether it was in train mode before it was first held.
     """
 
@@ -41,7 +41,7 @@ class HeldModules:
         self._first = _first_places(index)
 
     def update(self, view: FrozenView) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Hold what the policies want held now; returns the names of the modules newly held and released."""
+        """Hold the modules that policies ask for now. Returns the names of newly held and released modules."""
         wanted = self._merged(policy.holds(view) for policy in self._policies)
         self.branching = frozenset(place for place in wanted if self._branches_on_flag(place))
         wanted -= self.branching
@@ -73,7 +73,7 @@ class HeldModules:
         self._lean = wanted
 
     def close(self) -> None:
-        """Give every module the mode and class that it had before."""
+        """Restore the mode and class of every module."""
         self._make_lean(frozenset())
         for place in self.held - self._held_before:
             release(self._index.spans[place].module)
@@ -84,7 +84,7 @@ class HeldModules:
 
 
 def _first_places(index: ModelIndex) -> dict[Place, Place]:
-    """A module registered several times: each later place -> its first place."""
+    """For modules that are registered several times: each later place -> the first place."""
     first: dict[int, Place] = {}
     places = [(place, first.setdefault(id(span.module), place)) for place, span in index.places]
     return {place: original for place, original in places if place != original}

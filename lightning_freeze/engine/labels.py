@@ -1,4 +1,4 @@
-"""The stage of each parameter where several policies divide the model, each in its own way."""
+"""Combine the stages of several policies that divide the model differently."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 
 def joined_labels(by_policy: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Parameter -> one label: parameters that all policies call the same share it, others do not.
+    """Parameter -> one label, shared by the parameters that have the same labels in all policies.
 
-    A stage that lies within one stage of every other policy keeps its name alone; else the names are joined.
+    A stage that lies within a single stage of every other policy keeps its name; otherwise names are joined.
 
     Args:
-        by_policy: parameter -> what each policy calls it, "" for nothing.
+        by_policy: parameter -> its label in each policy, "" for none.
     """
     combinations = list(dict.fromkeys(tuple(labels) for labels in by_policy.values()))
     names = [_short(labels, combinations) for labels in combinations]
@@ -24,7 +24,7 @@ def joined_labels(by_policy: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _short(labels: Sequence[str], combinations: Sequence[Sequence[str]]) -> str:
-    """The first label that occurs in this combination only, else all of them."""
+    """The first label that occurs only in this combination, else all labels joined."""
     for place, label in enumerate(labels):
         if label and sum(other[place] == label for other in combinations) == 1:
             return label

@@ -1,8 +1,8 @@
-"""Frozen BatchNorm that keeps no input for the backward pass.
+"""Frozen BatchNorm that saves no input for the backward pass.
 
-In eval mode, with a weight and bias that do not train, BatchNorm is `x * scale + shift` with constants per channel:
-its gradient needs `scale` and nothing of `x`. torch saves `x` all the same. The class of a layer is exchanged for a
-subclass of itself, so that its `state_dict`, hooks and `isinstance` stay, and put back when the layer is released.
+In eval mode with frozen weight and bias, BatchNorm is `x * scale + shift` with constants per channel. Its gradient
+needs `scale` but not `x`; torch saves `x` nevertheless. The class of a layer is replaced by a subclass of it, so its
+`state_dict`, hooks and `isinstance` checks stay valid, and restored when the layer is released.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 class _Lean:
-    """What is mixed into the class of a layer."""
+    """The mixin for the class of a layer."""
 
     _plain: type[BatchNorm]
 
     def forward(self: Any, input: Tensor) -> Tensor:  # torch's name
         if self.training or any(p is not None and p.requires_grad for p in (self.weight, self.bias)):
-            return cast(Tensor, self._plain.forward(self, input))  # whoever made it so wants torch's own
+            return cast(Tensor, self._plain.forward(self, input))  # the user's own replacement stays
         self._check_input_dim(input)
         scale, shift = _affine(self)
         channels = (-1, *[1] * (input.dim() - 2))
@@ -34,14 +34,14 @@ class _Lean:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         rebuild, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        if arguments and arguments[0] is type(self):  # no module holds the exchanged class, so it has no name
+        if arguments and arguments[0] is type(self):  # pickle cannot find the subclass
             rebuild, arguments = _rebuild, (self._plain, rebuild, *arguments[1:])
         return (rebuild, arguments, *rest)
 
 
 @torch.no_grad()
 def _affine(layer: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel, in float32 at least, as torch computes it for narrower types."""
+    """Scale and shift per channel, in float32 or wider, as torch computes them for narrower dtypes."""
     dtype = torch.promote_types(layer.running_var.dtype, torch.float32)
     scale = torch.rsqrt(layer.running_var.to(dtype) + layer.eps)
     if layer.weight is not None:
@@ -62,7 +62,7 @@ def _lean_class(plain: Any) -> Any:
 
 
 def can_be_lean(module: nn.Module) -> bool:
-    """Whether it is BatchNorm with running statistics whose forward is torch's own; others are left alone."""
+    """Whether it is a BatchNorm with running statistics and torch's own forward."""
     return (
         isinstance(module, BatchNorm)
         and not isinstance(module, LazyModuleMixin)
@@ -74,12 +74,12 @@ def can_be_lean(module: nn.Module) -> bool:
 
 
 def is_lean(module: nn.Module) -> bool:
-    """Whether its class is exchanged."""
+    """Whether its class is replaced."""
     return isinstance(module, _Lean)
 
 
 def make_lean(module: nn.Module) -> None:
-    """Exchange the class of a layer for one that saves no input; nothing happens to one that is no such layer.
+    """Replace the class of a layer by one that saves no input; other modules are left unchanged.
 
     Example:
         >>> layer = nn.BatchNorm2d(3).eval().requires_grad_(False)
@@ -95,6 +95,6 @@ def make_lean(module: nn.Module) -> None:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Give a layer its own class back."""
+    """Restore the class of a layer."""
     if "_plain" in vars(type(module)) and isinstance(module, _Lean):
         module.__class__ = type(module)._plain  # type: ignore[assignment]

@@ -1,9 +1,8 @@
-"""Eval mode that stays: BatchNorm statistics are held and Dropout is off while a module is held.
+"""Hold modules in eval mode: BatchNorm keeps its statistics and Dropout is off.
 
-`requires_grad=False` stops neither, and `.train()`, called by anyone at any time, would undo a plain
-`.eval()`. A held module therefore answers `train()` with eval mode itself, at no cost per step: its `train`
-is shadowed on the instance, by a `functools.partial` of a function of this file, so that a held module can
-still be copied and pickled.
+`requires_grad=False` does neither, and any later call of `.train()` would undo a plain `.eval()`. So `train` of a held
+module stays in eval mode, at no cost per step: the instance shadows it with a `functools.partial` of a function in
+this file. A held module can still be copied and pickled.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _BEFORE = "_lightning_freeze_training"
 
 
 def _held_train(module: nn.Module, mode: bool = True) -> nn.Module:
-    """What `train` does on a held module: children decide for themselves, the module stays in eval mode."""
+    """`train` of a held module: call `train` of its children, but keep the module in eval mode."""
     if mode:
         module.__dict__[_BEFORE] = True
     module.training = False
@@ -26,7 +25,7 @@ def _held_train(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def hold(module: nn.Module) -> None:
-    """Put one module (not those under it) in eval mode and keep it there until `release`."""
+    """Put one module (without its children) in eval mode, and keep it there until `release`."""
     if _BEFORE not in module.__dict__:
         module.__dict__[_BEFORE] = module.training
         module.__dict__["train"] = partial(_held_train, module)
@@ -34,7 +33,7 @@ def hold(module: nn.Module) -> None:
 
 
 def release(module: nn.Module) -> None:
-    """Give a held module its mode back: the one before `hold`, or train mode if `train()` was called since."""
+    """Restore the mode of a held module: the one before `hold`, or train mode if `train()` was called since."""
     if _BEFORE in module.__dict__:
         del module.__dict__["train"]
         _set_training(module, module.__dict__.pop(_BEFORE))
@@ -42,7 +41,7 @@ def release(module: nn.Module) -> None:
 
 def _set_training(module: nn.Module, training: bool) -> None:
     if type(module).__setattr__ is nn.Module.__setattr__:
-        module.__dict__["training"] = training  # the same, without the search for parameters: 16 us less a module
+        module.__dict__["training"] = training  # faster than `del module.train`, which searches parameters first
     else:
         module.training = training
 

@@ -1,4 +1,4 @@
-"""Options of the optimizer's groups that policies ask for: one value for each parameter."""
+"""Merge the optimizer options that policies ask for, one value per parameter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_freeze.errors import PlanError
 
 
 def merged_options(policies: Sequence[Policy], bindings: Sequence[Binding]) -> dict[str, dict[str, Any]]:
-    """Parameter -> option -> value, of all policies.
+    """Parameter -> option -> value, from all policies.
 
     Raises:
         PlanError: two policies ask for different values of one option of one parameter.

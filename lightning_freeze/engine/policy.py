@@ -1,12 +1,11 @@
-"""What a policy may say. A policy declares and the `Reconciler` acts: no policy changes a model or an optimizer.
+"""The interface of a policy. Policies declare and the `Reconciler` acts: no policy changes a model or an optimizer.
 
-A policy is bound to a model once per fit: its names become concrete, and wrong ones raise. After that the
-`Reconciler` asks it what it wants at any moment of the run. The answers depend only on the binding, on the progress
-of the run and on the policy's own state. So a second question changes nothing, and a resumed run gets the same
-answers.
+A policy is bound to a model once per fit: its patterns are resolved, and wrong ones raise. After that the
+`Reconciler` asks it what it wants at any moment of the run. The answers depend only on the binding, the progress of
+the run and the policy's own state. So asking twice changes nothing, and a resumed run gets the same answers.
 
-A policy has three parts, each with a default for everything: what to freeze (`Freezing`), what happens in an
-optimizer step (`Stepping`), and what to say (`Speaking`).
+A policy has three parts, with a default for every method: what to freeze (`Freezing`), what happens in an optimizer
+step (`Stepping`), and what to report (`Speaking`).
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ Snapshot = Mapping[str, Any]  # of `engine.snapshot.take`
 
 
 class Freezing:
-    """What to freeze, and when: names, eval mode, and the state that a checkpoint keeps."""
+    """What to freeze and when, which modules to hold in eval mode, and the state for checkpoints."""
 
-    thaw: bool = False  # True for a policy that also unfreezes what required no gradient before the fit
+    thaw: bool = False  # True: the policy also unfreezes parameters that required no gradient before the fit
     snapshot: Snapshot | None = None  # weights that the policy keeps to restore later; saved with each checkpoint
 
     @property
@@ -40,7 +39,7 @@ class Freezing:
         return type(self).__name__
 
     def check_trainer(self, trainer: Any) -> None:
-        """Refuse a Trainer with which this policy cannot work, before the model is looked at.
+        """Refuse a Trainer that this policy cannot work with. Called before the model is examined.
 
         Args:
             trainer: the Lightning Trainer.
@@ -50,14 +49,14 @@ class Freezing:
         """
 
     def begin(self, trainer: Any) -> None:
-        """Training begins: names are bound, and everything is as the policies want it.
+        """Called when training begins, after names are bound and the first `reconcile`.
 
         Args:
             trainer: the Lightning Trainer.
         """
 
     def bind(self, context: Context) -> Binding:
-        """Resolve names against the model.
+        """Resolve patterns against the model.
 
         Raises:
             FreezeError: a pattern matches nothing, or the arguments do not fit the model.
@@ -66,7 +65,7 @@ class Freezing:
 
     @property
     def shared_stages(self) -> Stages | None:
-        """The stages that other policies of the run may count by; None when it offers none."""
+        """The stages that the policy shares with other policies of the run; None: it shares none."""
         return None
 
     @property
@@ -83,22 +82,22 @@ class Freezing:
         return float("inf")
 
     def next_start(self, progress: Progress) -> Moment | None:
-        """When the policy unfreezes something next; None: never, `METRIC_DECIDES`: not known beforehand."""
+        """When the policy unfreezes something next; None: never; `METRIC_DECIDES`: not known in advance."""
         return None
 
     def holds(self, view: FrozenView) -> set[Place]:
-        """The modules to run in eval mode, given what trains now."""
+        """The modules to run in eval mode, given the current trainable parameters."""
         return set()
 
     def lean(self, view: FrozenView) -> set[Place]:
-        """The normalisation layers that save no input for the backward pass while they are held."""
+        """The normalisation layers that should save no input for the backward pass while they are held."""
         return set()
 
     # ---- metric triggers
 
     @property
     def watched_metric(self) -> str | None:
-        """Name of the logged metric that the policy watches; None when it watches none."""
+        """Name of the logged metric that the policy monitors; None: it monitors none."""
         return None
 
     def validated(
@@ -116,35 +115,35 @@ class Freezing:
         """
 
     def restored(self) -> None:
-        """The snapshot of `wants` is restored; do not ask for it again."""
+        """Called when the snapshot of `wants` has been restored; the policy must not ask for it again."""
         self.snapshot = None
 
     # ---- checkpoints
 
     @property
     def signature(self) -> Any:
-        """What a checkpoint must agree on to be resumed, as plain data; None when nothing has to."""
+        """Plain data that must be equal in a checkpoint for a run to be resumed; None: no condition."""
         return None
 
     @property
     def arguments(self) -> str:
-        """The constructor's arguments as text: they tell two policies of one class and signature apart."""
+        """The constructor's arguments as text, to distinguish policies with the same class and signature."""
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         return ", ".join(f"{name}={getattr(self, name, None)!r}" for name in names)
 
     def state_of_run(self) -> dict[str, Any]:
-        """What cannot be recomputed from the progress, as plain types."""
+        """The state that cannot be recomputed from the progress, as plain types."""
         return {}
 
     def load_state_of_run(self, state: dict[str, Any]) -> None:
-        """Load the state of a checkpoint; an empty one is the start of a run."""
+        """Load the state of a checkpoint; an empty state is the start of a run."""
 
 
 class Stepping:
-    """What happens in an optimizer step: gradients that are dropped, rates that are scaled."""
+    """What happens in an optimizer step: dropped gradients, scaled rates, changed options."""
 
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
-        """Refuse optimizers with which this policy cannot work, before they are split.
+        """Refuse optimizers that this policy cannot work with. Called before they are split.
 
         Raises:
             OptimizerError: the policy cannot work with one of them.
@@ -152,13 +151,13 @@ class Stepping:
 
     @property
     def idles(self) -> bool:
-        """Whether to ask `idle` before each update. DDP then accepts parameters without a gradient."""
+        """Whether to call `idle` before each update. DDP then accepts parameters without a gradient."""
         return False
 
     def idle(self, optimizer: Optimizer) -> Collection[str]:
         """Trainable parameters that must not move in the next update.
 
-        Called when the gradients are there, possibly several times for one update.
+        Called after the backward pass, possibly several times per update.
         """
         return ()
 
@@ -170,20 +169,20 @@ class Stepping:
     def observe(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> None:
         """Read the gradients of the next update, after `steps` earlier ones of this optimizer.
 
-        An optimizer whose `step` calls that of its base class calls again, with the same `steps`.
+        If the `step` of an optimizer calls `step` of its base class, this is called again with the same `steps`.
         """
 
     def step_factors(self, optimizer: Optimizer, slots: Sequence[Slot], steps: int) -> Sequence[float] | None:
         """Factors of the slots' rates in the next update, after `steps` earlier ones; None: all 1.
 
-        Called right before the update, and whenever something asks for the rates.
+        Called right before the update, and whenever the rates are needed.
         """
         return None
 
     def step_options(
         self, optimizer: Optimizer, slots: Sequence[Slot], steps: int
     ) -> Sequence[Mapping[str, Any]] | None:
-        """Options of the slots other than the rate in the next update: name -> value, for each slot; None: none."""
+        """Options other than the rate for the next update: name -> value, one dict per slot; None: no changes."""
         return None
 
     def updated(self, optimizer: Optimizer, slots: Sequence[Slot], rates: Sequence[Any]) -> None:
@@ -191,39 +190,39 @@ class Stepping:
 
 
 class Speaking:
-    """What to say: the table at the start, remarks, warnings."""
+    """What to report: the table at the start, remarks, warnings."""
 
-    verbose: bool = True  # False: no table and no line at a change, for the whole run
-    observes_only: bool = False  # True for a policy that decides nothing: titles of a run leave it out
+    verbose: bool = True  # False: no table and no lines at changes during the whole run
+    observes_only: bool = False  # True: the policy decides nothing, and titles leave it out
 
     def rows(self, progress: Progress) -> list[Row]:
-        """Lines of the table at the start."""
+        """Rows of the table at the start."""
         return []
 
     def remarks(self) -> list[str]:
-        """Sentences under the table: what a user may not expect."""
+        """Sentences under the table about things a user may not expect."""
         return []
 
     def reasons(self) -> list[str]:
-        """Why the last answer of `wants` differs from the one before, for the line at the change."""
+        """The reason for the last change of `wants`, for the line at the change."""
         return []
 
     def changed(self, done: Change) -> None:
-        """Read what a call of `reconcile` changed. Not called when it changed nothing."""
+        """Read the changes made by `reconcile`. Not called without changes."""
 
     def foreseen(self, progress: Progress) -> list[str]:
-        """Sentences for the start of a fit: what lies after its planned end, as `progress` knows it."""
+        """Warnings at the start of a fit about things planned after its end, as far as `progress` knows."""
         return []
 
     def warnings(self, progress: Progress) -> list[str]:
-        """Sentences for the end of a fit at `progress`, for example stages that never trained."""
+        """Warnings at the end of a fit at `progress`, for example about stages that never trained."""
         return []
 
 
 class Policy(Freezing, Stepping, Speaking):
-    """A declaration of what trains, how fast, and in which mode. Subclasses override what they need."""
+    """A declaration of what trains, how fast, and in which mode. Subclasses override the methods they need."""
 
 
 def shared_stages(policies: Sequence[Policy]) -> list[Stages]:
-    """The stages that the policies of one run offer each other."""
+    """The stages that the policies of a run share."""
     return [stages for policy in policies if (stages := policy.shared_stages) is not None]

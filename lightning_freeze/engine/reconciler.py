@@ -1,6 +1,6 @@
-"""The only place that changes a model: what all policies want is merged, and model and optimizers are made so.
+"""Merge what all policies want, and apply it to the model and its optimizers. Nothing else changes a model.
 
-`Reconciler` needs no Trainer: it serves a plain training loop, the preview, and the callbacks alike.
+`Reconciler` needs no Trainer: plain training loops, the preview and the callbacks all use it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Reconciler:
 
     Args:
         model: the module whose parameters are frozen.
-        policies: their order does not matter.
-        optimizers: built with everything trainable in them; split into slots here.
+        policies: the policies, in any order.
+        optimizers: optimizers that contain all trainable parameters; they are split into slots.
         schedulers: the LR schedulers of these optimizers.
-        agree: called with the new trainable set before anything changes; raises when ranks differ.
-        rebuild: called after a change of the trainable set; builds a DDP wrapper anew and says whether it did.
-        discovery: finds the stages that nobody named.
+        agree: called with the new trainable set before anything changes; raises if ranks differ.
+        rebuild: called after the trainable set has changed; rebuilds a DDP wrapper and returns whether it did.
+        discovery: discovers stages.
 
     Raises:
-        FreezeError: names, arguments, optimizers or schedulers that cannot work; nothing has changed then.
+        FreezeError: names, arguments, optimizers or schedulers cannot work; nothing has been changed.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Reconciler:
         self.can_train = required.union(*(binding.thaws for binding in self.bindings))
         self._thawed = self.can_train - required
         check_stages_train(self.policies, self.bindings, self.can_train, model)
-        self.trainable = frozenset(self.before)  # as the optimizers were built; the first call corrects it
+        self.trainable = frozenset(self.before)  # as built; the first `reconcile` corrects it
         self.wants: list[Wants] = []
         self.progress = Progress()
         self._agree, self._rebuild = agree, rebuild
@@ -104,7 +104,7 @@ class Reconciler:
 
     @property
     def view(self) -> RunView:
-        """The run as it is now, to read."""
+        """A read-only view of the current run."""
         return RunView(
             self.index, tuple(self.policies), tuple(self.bindings), self.before, self.labels, self.progress,
             self.trainable, tuple(self.wants), self._modules.held, self._modules.modes_before, self._is_sharded,
@@ -112,11 +112,11 @@ class Reconciler:
         )  # fmt: skip
 
     def reconcile(self, progress: Progress, *, modes: bool = True) -> Change:
-        """Make everything as the policies want it at `progress`. A second call changes nothing.
+        """Apply what the policies want at `progress`. A second call changes nothing.
 
         Args:
-            progress: where the run is.
-            modes: whether to put modules in eval mode as well; Lightning warns of any that is so before the start.
+            progress: the progress of the run.
+            modes: whether to put modules in eval mode too; Lightning warns of modules in eval mode before the start.
 
         Raises:
             PlanError: nothing would train.
@@ -160,7 +160,7 @@ class Reconciler:
         return restored
 
     def _note_stage(self, wants: Sequence[Wants]) -> None:
-        """A stage begins when a policy lets go of something, also where another one holds it still."""
+        """Start a stage if a policy releases parameters, even if another policy still freezes them."""
         if any(not old.frozen <= new.frozen for old, new in zip(self.wants, wants, strict=False)):
             for slotted in self.optimizers:
                 slotted.begin_stage()
@@ -188,7 +188,7 @@ class Reconciler:
         for name in frozen:
             parameter = self.index.parameters[name]
             parameter.requires_grad = False
-            parameter.grad = None  # with a zero left in place, momentum and weight decay would go on moving it
+            parameter.grad = None  # with zeros, momentum and decay would move it
         for name in unfrozen:
             self.index.parameters[name].requires_grad = True
 
@@ -201,7 +201,7 @@ class Reconciler:
             name: "keep" if name in kept else "cpu" if name in moved else "drop" if name in dropped else "keep"
             for name in frozen
         }
-        if not self.wants:  # at first, what was frozen before the fit leaves its group for good
+        if not self.wants:  # at the start, parameters frozen before the fit leave their group permanently
             placement.update({name: "drop" for name in self.before if name not in self.can_train})
         return tuple(slot.name for slotted in self.optimizers for slot in slotted.refill(unfrozen, placement))
 
@@ -212,39 +212,39 @@ class Reconciler:
         return self._modules.update(self._frozen_view)
 
     def next_step(self) -> float:
-        """The optimizer step at which to reconcile next, if it lies within an epoch."""
+        """The optimizer step within an epoch at which to reconcile next; infinity if there is none."""
         return min((policy.next_step(self.progress) for policy in self.policies), default=float("inf"))
 
     def validated(self, policy: Policy, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Show a policy the metrics of a validation.
+        """Pass the metrics of a validation to a policy.
 
         Raises:
-            PlanError: its metric is not among them.
+            PlanError: its metric is missing.
         """
         policy.validated(metrics, epoch, self._take)
 
     def _take(self, frozen: Collection[str]) -> dict[str, Any]:
-        """A snapshot of what may train while these are frozen, with all buffers and the optimizer state.
+        """Take a snapshot of the parameters that may train while these are frozen, all buffers and optimizer state.
 
-        It includes what other policies freeze now: they may let it train before the snapshot is restored.
+        It includes parameters that other policies freeze now, because they may unfreeze them before the restore.
         """
         names = [name for name in self.before if name in self.can_train and name not in frozen]
         return snapshot.take(self.index, frozenset(names), self.optimizers)
 
     def close(self) -> None:
-        """Put flags and modes back to what they were before. The optimizers keep their slots, for later checkpoints."""
+        """Restore flags and modes. The optimizers keep their slots for later checkpoints."""
         self.updates.close()
         for name, required in self.before.items():
             self.index.parameters[name].requires_grad_(required)
             if not required:
-                self.index.parameters[name].grad = None  # of a thaw: as it was frozen before
+                self.index.parameters[name].grad = None  # thawed parameters are frozen again
         self._modules.close()
         self._modules_of = None
 
     # ---- checkpoints
 
     def record(self) -> dict[str, Any]:
-        """All that a checkpoint needs to resume here, in plain types; a collective where ranks hold parts."""
+        """The state for a checkpoint, as plain types. With sharded parameters, this is a collective."""
         record = {
             "progress": [self.progress.epoch, self.progress.step, self.progress.total_steps],
             "trainable": sorted(self.trainable),
@@ -255,7 +255,7 @@ class Reconciler:
         return gathered(record)  # type: ignore[no-any-return]
 
     def load(self, record: Mapping[str, Any], *, modes: bool = True) -> Change:
-        """Be as the run was when `record` was made, before the optimizers load their own state.
+        """Restore the state of a record. Called before the optimizers load their own state.
 
         Raises:
             ResumeError: other stages, slots or trainable parameters; the message shows both sides.
@@ -284,7 +284,7 @@ class Reconciler:
 
 
 def _labels_by_policy(bindings: Sequence[Binding]) -> dict[str, tuple[str, ...]]:
-    """Parameter -> its label in each policy, "" where it has none: two policies may mean different things by one."""
+    """Parameter -> its label in each policy, "" for none. Two policies may use one label for different stages."""
     names = dict.fromkeys(name for binding in bindings for name in binding.labels)
     return {name: tuple(binding.labels.get(name, "") for binding in bindings) for name in names}
 

@@ -1,4 +1,4 @@
-"""The part of a checkpoint that belongs to a run, and how its policies find their entries again."""
+"""The part of a checkpoint that belongs to policies, and how each policy finds its entry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_freeze.errors import ResumeError
 
 
 def entry_of(policy: Policy) -> dict[str, Any]:
-    """What a checkpoint holds of one policy, in plain types and tensors."""
+    """The checkpoint entry of one policy, as plain types and tensors."""
     return {
         "class": policy.title,
         "signature": policy.signature,
@@ -21,10 +21,10 @@ def entry_of(policy: Policy) -> dict[str, Any]:
 
 
 def load_entries(policies: Sequence[Policy], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Give each policy its state and snapshot, whatever the order of the policies in the list.
+    """Load state and snapshot of each policy. The order of policies does not matter.
 
     Raises:
-        ResumeError: a policy has no entry, or it is not clear which one is its own.
+        ResumeError: a policy has no entry, or several entries could be its own.
     """
     for policy, entry in matched(policies, saved):
         policy.load_state_of_run(dict(entry.get("state", {})))
@@ -32,10 +32,10 @@ def load_entries(policies: Sequence[Policy], saved: Sequence[Mapping[str, Any]])
 
 
 def matched(policies: Sequence[Policy], saved: Sequence[Mapping[str, Any]]) -> list[tuple[Policy, Mapping[str, Any]]]:
-    """Each policy with its entry, by class and signature, and among several of these by the constructor's arguments.
+    """Match policies to entries by class and signature; if several match, by constructor arguments.
 
     Raises:
-        ResumeError: a policy has no entry, or it is not clear which one is its own.
+        ResumeError: a policy has no entry, or several entries could be its own.
     """
     left = list(saved)
     pairs: list[tuple[Policy, Mapping[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""What reports, audits and averages read of a run: its state at one moment, and nothing that changes it."""
+"""A read-only view of a run at one moment, for reports, audits and averages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SlotView:
     """One slot of an optimizer.
 
     Attributes:
-        optimizer: place of the optimizer in `RunView.optimizers`.
-        label: the stage, or "" for parameters of none.
+        optimizer: index of the optimizer in `RunView.optimizers`.
+        label: the stage, or "" for parameters without a stage.
         factor: factor of the rate.
         names: its parameters, trainable or not.
         lr: the learning rate in the optimizer's group, without the factors of a step.
-        base_lr: the rate without its scheduler: where this starts, or the highest it rises to.
+        base_lr: the rate without its scheduler: the scheduler's start value, or its maximum.
         trains: whether any of its parameters trains.
     """
 
@@ -44,19 +44,19 @@ class RunView:
 
     Attributes:
         index: the names of the model.
-        policies: all policies, to be asked, not told.
+        policies: all policies; only their questions may be called.
         bindings: one for each policy.
         before: parameter -> whether it required a gradient before the fit.
         labels: parameter -> its stage, "" for none.
-        progress: when the run was reconciled last.
+        progress: the progress at the last `reconcile`.
         trainable: the parameters that train.
-        wants: what each policy wanted at `progress`; empty before the first call of `reconcile`.
-        held: the modules that are kept in eval mode.
+        wants: what each policy wanted at `progress`; empty before the first `reconcile`.
+        held: the modules held in eval mode.
         modes_before: module -> whether it was in train mode before it was first held.
-        sharded: whether ranks hold parts of parameters, so that the bits differ among ranks.
+        sharded: whether parameters are sharded, so that bits differ between ranks.
         branching: frozen modules that are not held, because their own forward branches on `self.training`.
         can_train: parameters that required a gradient before the fit, or that a policy thaws.
-        remarks: what a user may not expect of the stages that were discovered.
+        remarks: sentences about discovered stages that a user may not expect.
     """
 
     index: ModelIndex
@@ -77,7 +77,7 @@ class RunView:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """The optimizers, as torch has them."""
+        """The torch optimizers."""
         return [slotted.optimizer for slotted in self._slotted]
 
     @cached_property
@@ -99,12 +99,12 @@ class RunView:
 
     @property
     def rows(self) -> list[Row]:
-        """The lines of all policies for the table at the start."""
+        """The rows of all policies for the table at the start."""
         return [row for policy in self.policies for row in policy.rows(self.progress)]
 
     @property
     def deciding(self) -> list[str]:
-        """Titles of the policies that decide something, each once."""
+        """Titles of the policies that decide something, without duplicates."""
         return list(dict.fromkeys(policy.title for policy in self.policies if not policy.observes_only))
 
     def training_before(self, place: Place) -> bool:

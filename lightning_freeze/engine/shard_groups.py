@@ -1,7 +1,7 @@
-"""FSDP2 reduces one dtype per group: refuse at the start of a fit what would stop in a later stage.
+"""Refuse FSDP2 groups with mixed dtypes at the start of a fit, instead of failing in a later stage.
 
-`fully_shard` puts the parameters of a module into one group. A group whose trainable parameters have several dtypes
-trains until the second dtype is unfrozen; then torch raises an assertion that names no module.
+`fully_shard` puts the parameters of a module into one group, and FSDP2 reduces one dtype per group. A group with
+several dtypes trains until the second dtype is unfrozen; then torch raises an assertion that names no module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_freeze.model.index import ModelIndex
 
 
 def check_dtypes(index: ModelIndex, sharded: Iterable[nn.Module], bindings: Sequence[Binding]) -> None:
-    """Check every group against every trainable set that the policies plan.
+    """Check every group for every trainable set that the policies plan.
 
     Args:
         index: the model.
@@ -46,7 +46,7 @@ def check_dtypes(index: ModelIndex, sharded: Iterable[nn.Module], bindings: Sequ
 
 
 def _groups(index: ModelIndex, sharded: Iterable[nn.Module]) -> Iterator[list[str]]:
-    """Names of each group whose gradients would have several dtypes if all of it trained."""
+    """Yield the parameter names of groups with several dtypes."""
     seen: set[int] = set()
     for module in sharded:
         state: Any = module._get_fsdp_state()  # type: ignore[operator]
@@ -66,7 +66,7 @@ def _is_float(dtype: torch.dtype) -> bool:
 
 
 def _train_together(one: str, other: str, bindings: Sequence[Binding]) -> bool:
-    """Whether each policy may at some time freeze neither; one that plans nothing never freezes."""
+    """Whether both can train at the same time: every policy has a moment at which it freezes neither."""
     return all(
         any(one not in frozen and other not in frozen for frozen in binding.freezes)
         for binding in bindings

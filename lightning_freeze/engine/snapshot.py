@@ -1,4 +1,4 @@
-"""The weights of a good moment, with the optimizer state that belongs to them, to come back to."""
+"""Snapshots of weights and optimizer state that can be restored later."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_freeze.optim.slotted import SlottedOptimizer
 
 
 def take(index: ModelIndex, names: Collection[str], optimizers: Sequence[SlottedOptimizer]) -> dict[str, Any]:
-    """Copy these parameters, all buffers, and the optimizer state of these parameters, set aside or not."""
+    """Copy these parameters, all buffers, and the optimizer state of these parameters, even if it is set aside."""
     return {
-        # sorted: where a checkpoint gathers what ranks hold in parts, they have to go through it alike
+        # sorted: ranks that gather sharded parameters for a checkpoint must use the same order
         "parameters": {name: index.parameters[name].detach().clone() for name in sorted(names)},
         "buffers": {name: buffer.detach().clone() for name, buffer in index.buffers.items()},
         "optimizers": [
@@ -32,7 +32,7 @@ def take(index: ModelIndex, names: Collection[str], optimizers: Sequence[Slotted
 
 @torch.no_grad()
 def restore(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Sequence[SlottedOptimizer]) -> None:
-    """Write a snapshot back, in place. A parameter that had no optimizer state then has none afterwards."""
+    """Restore a snapshot in place. A parameter without optimizer state in the snapshot has none afterwards."""
     for name, value in snapshot["parameters"].items():
         parameter = index.parameters[name]
         parameter.copy_(cut_like(value, parameter))
@@ -50,14 +50,14 @@ def restore(snapshot: Mapping[str, Any], index: ModelIndex, optimizers: Sequence
 
 
 def _is_writable(buffer: torch.Tensor) -> bool:
-    """Not one that code made within `torch.inference_mode` and assigned, nor one that is expanded."""
+    """Whether a buffer can be written: not an inference tensor, not expanded."""
     if buffer.is_inference() or buffer.layout != torch.strided:
         return not buffer.is_inference()
     return not any(size > 1 and stride == 0 for size, stride in zip(buffer.shape, buffer.stride(), strict=True))
 
 
 def _on_device(state: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-    """A copy of a parameter's state; counters (0-dim) stay where the optimizer keeps them."""
+    """Copy a parameter's state to its device; counters (0-dim) stay on their device."""
     return {
         key: cut_like(value.clone().to(parameter.device if value.dim() else value.device), parameter)
         if isinstance(value, torch.Tensor)

@@ -1,4 +1,4 @@
-"""What policies do around each optimizer step: gradients dropped, rates scaled, steps counted."""
+"""Apply policies around each optimizer step: drop gradients, scale rates, count steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Updates:
 
     Args:
         optimizers: the slotted optimizers.
-        policies: those that ask for nothing in a step cost nothing.
+        policies: the policies; one without hooks for steps costs nothing per step.
     """
 
     def __init__(self, optimizers: Sequence[SlottedOptimizer], policies: Sequence[Policy]) -> None:
@@ -28,17 +28,17 @@ class Updates:
         self._shapers = [StepShaper(slotted, self) for slotted in shaped]
 
     def before(self, optimizer: Optimizer) -> None:
-        """Drop the gradients of what must not move, before they are clipped: right before the update is too late."""
+        """Drop the gradients of parameters that must not move, before gradients are clipped."""
         if self._idling:
             for slotted in self._optimizers:
                 if slotted.optimizer is optimizer:
                     self.drop_idle(slotted)
 
     def drop_idle(self, slotted: SlottedOptimizer) -> None:
-        """Drop the gradients of what must not move in the next update."""
+        """Drop the gradients of parameters that must not move in the next update."""
         for policy in self._idling:
             for name in policy.idle(slotted.optimizer):
-                if (parameter := slotted.parameters.get(name)) is not None:  # another optimizer's may be collecting
+                if (parameter := slotted.parameters.get(name)) is not None:  # another optimizer may still accumulate
                     parameter.grad = None
 
     def observe(self, slotted: SlottedOptimizer) -> None:
@@ -47,7 +47,7 @@ class Updates:
             policy.observe(slotted.optimizer, slotted.slots, slotted.steps)
 
     def factors(self, slotted: SlottedOptimizer) -> list[Any]:
-        """The product of all policies' factors in the next update, one per slot."""
+        """The product of all policies' factors for the next update, one per slot."""
         product: list[Any] = [1.0] * len(slotted.slots)
         for policy in self._shaping:
             factors = policy.step_factors(slotted.optimizer, slotted.slots, slotted.steps)
@@ -56,7 +56,7 @@ class Updates:
         return product
 
     def options(self, slotted: SlottedOptimizer) -> list[dict[str, Any]]:
-        """Options of the groups in the next update, one mapping per slot; of two policies the later one counts."""
+        """Options for the next update, one mapping per slot; a later policy wins."""
         merged: list[dict[str, Any]] = [{} for _ in slotted.slots]
         for policy in self._shaping:
             for options, more in zip(
@@ -66,12 +66,12 @@ class Updates:
         return merged
 
     def updated(self, slotted: SlottedOptimizer, rates: Sequence[Any]) -> None:
-        """Tell policies that the optimizer has made an update with these rates."""
+        """Tell the policies that the optimizer has made an update with these rates."""
         for policy in self._shaping:
             policy.updated(slotted.optimizer, slotted.slots, rates)
 
     def rates(self) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer in the next step, warm-up included."""
+        """The learning rate of each slot in the next step of each optimizer, warm-up included."""
         found = []
         for slotted in self._optimizers:
             rates = [group["lr"] for group in slotted.optimizer.param_groups]
@@ -82,12 +82,12 @@ class Updates:
         return found
 
     def rates_used(self) -> list[list[float]]:
-        """The learning rate of each slot of each optimizer in its last step, where a policy shapes steps."""
+        """The learning rate of each slot in the last step of each optimizer, if a policy shapes steps."""
         plain = [[group["lr"] for group in slotted.optimizer.param_groups] for slotted in self._optimizers]
         used = [shaper.used for shaper in self._shapers] or plain
         return [[float(rate) for rate in last or rates] for last, rates in zip(used, plain, strict=True)]
 
     def close(self) -> None:
-        """Leave the optimizers alone."""
+        """Remove all hooks from the optimizers."""
         for shaper in self._shapers:
             shaper.close()

@@ -1,1 +1,1 @@
-"""Tables, timeline, picture."""
+"""Tables, lines, timeline and picture of a run."""

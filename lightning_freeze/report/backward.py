@@ -1,4 +1,4 @@
-"""Whether the backward pass runs through frozen layers, as far as the order of the layers is known."""
+"""Detect frozen layers that the backward pass runs through, if the order of layers is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lightning_freeze.report.timeline import stage_members
 
 
 def backward_remarks(run: RunView) -> list[str]:
-    """A sentence where frozen layers lie behind something that trains, for they still cost their backward pass."""
+    """A remark if frozen layers lie above trainable ones: they still cost their backward pass."""
     order = _from_input(run)
     first = next((place for place, name in enumerate(order) if name in run.trainable), len(order))
     behind = [name for name in order[first:] if name not in run.trainable and name in run.can_train]
@@ -21,9 +21,9 @@ def backward_remarks(run: RunView) -> list[str]:
 
 
 def _from_input(run: RunView) -> list[str]:
-    """Parameters from the input to the head: by the stages where there are any, else in order of registration."""
+    """Parameters from the input to the head: in order of stages if there are any, else of registration."""
     if any(binding.trains and binding.labels for binding in run.bindings):
         staged = {name for binding in run.bindings for name in binding.trains}
         members = [names for names in stage_members(run).values() if staged.issuperset(names)]
-        return [name for names in reversed(members) for name in reversed(names)]  # they are in reversed order
+        return [name for names in reversed(members) for name in reversed(names)]  # stages are head first
     return list(run.index.parameters)

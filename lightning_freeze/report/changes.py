@@ -1,4 +1,4 @@
-"""One line at each change: when, what, and how much trains now."""
+"""The line at each change: when, what, and how much trains now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_freeze.engine.run_view import RunView
 
 
 def change_line(run: RunView, done: Change) -> str:
-    """One line: when, what, and how much trains now."""
+    """One line about a change: when, what, and how much trains now."""
     parts = [
         f"{verb} {_places(run, names)}"
         for verb, names in (("unfrozen", done.unfrozen), ("frozen", done.frozen))
@@ -26,7 +26,7 @@ def change_line(run: RunView, done: Change) -> str:
 
 
 def _places(run: RunView, names: Sequence[str]) -> str:
-    """The stages that these parameters are, in the words of the policy that needs the fewest."""
+    """The stages of these parameters, named by the policy that needs the fewest names."""
     divisions = [binding.labels for binding in run.bindings if all(binding.labels.get(name) for name in names)]
     counts = [Counter(labels[name] for name in names) for labels in divisions]
     place = min(range(len(counts)), key=lambda one: len(counts[one]), default=None)

@@ -1,7 +1,7 @@
-"""A table of plain text that fits a width: a name is never broken and a figure never cut.
+"""A plain text table that fits a width without breaking names or cutting figures.
 
-Where the columns do not fit, they stand closer together; then some give way, and what stood in them is listed below the
-table; then each name stands on a line of its own, with its figures under it.
+If the columns do not fit, the gaps get narrower. Then columns are removed, and their content is listed below the table.
+Then each name gets a line of its own, with its figures below it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Column:
     """One column.
 
     Attributes:
-        heading: in one line or several.
-        right: whether its cells stand on the right, as figures do.
-        yields: columns with the highest number give way first; 0 for those that stay.
-        told: whether the cells of a column that gave way are listed below the table.
+        heading: the heading, in one line or several.
+        right: whether cells are right-aligned, as figures are.
+        yields: columns with the highest number are removed first; 0: the column is never removed.
+        told: whether the cells of a removed column are listed below the table.
     """
 
     heading: str
@@ -28,15 +28,15 @@ class Column:
     told: bool = True
 
 
-RULE: list[str] = []  # a row that is a line across the table
+RULE: list[str] = []  # a horizontal line
 
 
 def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
-    """The table; columns without a cell are left out.
+    """Format a table. Empty columns are left out.
 
     Args:
-        columns: the first is that of the names.
-        rows: a cell for each column, or `RULE`.
+        columns: the columns; the first holds the names.
+        rows: one cell per column, or `RULE`.
         width: characters in a line.
     """
     shown = [place for place, _ in enumerate(columns) if place == 0 or any(row[place] for row in rows if row)]
@@ -55,12 +55,12 @@ def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -
 
 
 def width_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
-    """How wide the table is at least, with all its columns."""
+    """The minimum width of the table with all its columns."""
     return sum(_widths(columns, rows, range(len(columns)))) + len(columns) - 1
 
 
 def paragraph(text: str, width: int) -> list[str]:
-    """A text in lines of at most so many characters, a word that is longer than that apart."""
+    """Wrap a text to lines of at most `width` characters; a longer word gets a line of its own."""
     return wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
@@ -90,7 +90,7 @@ def _lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
 
 
 def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> list[str]:
-    """Names on lines of their own: for names, or screens, for which nothing else is left."""
+    """The table with each name on a line of its own, for long names or narrow screens."""
     figures = _lines(columns, rows, [place for place in shown if place], " ")
     height = len(figures) - len(rows)
     found = [f"  {line}" if k < height - 1 else line for k, line in enumerate(figures[:height])]
@@ -100,7 +100,7 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Se
 
 
 def _told(column: Column, place: int, rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """What a column that gave way would have said."""
+    """The lines that list the cells of a removed column."""
     cells = [f"{row[0]}: {row[place]}" for row in rows if row and row[place]]
     heading = column.heading.replace("\n", " ")
     return paragraph(f"{heading} of {'; '.join(cells)}", width)

@@ -1,4 +1,4 @@
-"""The picture of a schedule: stages by time, coloured by rate, what was unfrozen marked, a metric underneath."""
+"""The picture of a schedule: stages over time, coloured by rate, with unfreezings marked and a metric below."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TALLEST = 18.0  # inches for all stages together
 
 
 def check_path(path: str | Path, owner: str) -> None:
-    """Refuse what no picture can be written to, before the run.
+    """Refuse a path that no picture can be written to, before the run.
 
     Raises:
         PlanError: another format than PNG, SVG or PDF, or matplotlib is not installed.
@@ -35,8 +35,8 @@ def draw(timeline: Timeline, path: str | Path) -> None:
     """Write the picture of a timeline.
 
     Args:
-        timeline: with at least one sample.
-        path: PNG, SVG or PDF; folders are made.
+        timeline: a timeline with at least one sample.
+        path: a PNG, SVG or PDF file; its folder is created.
 
     Raises:
         PlanError: another format, matplotlib is not installed, or the file cannot be written.
@@ -48,7 +48,7 @@ def draw(timeline: Timeline, path: str | Path) -> None:
     stages = len(timeline.stages)
     rows = min(0.32 * stages, _TALLEST)
     figure = Figure(figsize=(9.5, 2.4 + rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, no pyplot: nothing of the user's own figures is touched
+    FigureCanvasAgg(figure)  # no pyplot: the user's own figures and backend are not touched
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[max(2.0, rows), 1.1])
     _stages(figure, top, below, timeline)
     _metric(below, timeline)
@@ -65,7 +65,7 @@ def _stages(figure: Any, top: Any, below: Any, timeline: Timeline) -> None:
 
     rates = [rate for sample in timeline.samples for rate in sample.rates if rate]
     low, high = min(rates, default=1e-3), max(rates, default=1e-3)
-    low = max(low, high * 1e-4)  # a cosine that ends near zero would leave no colours for the rest
+    low = max(low, high * 1e-4)  # a cosine that ends near zero would use up the range of colours
     low, high = (low / 1.5, high * 1.5) if high / low < 1.01 else (low, high)
     times = [sample.time for sample in timeline.samples] + [timeline.end]
     shown = [
@@ -93,7 +93,7 @@ def _stages(figure: Any, top: Any, below: Any, timeline: Timeline) -> None:
 
 
 def _unfreezings(top: Any, timeline: Timeline, points: float) -> None:
-    """A triangle where a stage begins to train, a cross where it stops."""
+    """Mark the start of training of a stage with a triangle, its end with a cross."""
     marks: dict[str, list[tuple[float, int]]] = {">": [], "X": []}
     for row in range(len(timeline.stages)):
         before = False

@@ -1,4 +1,4 @@
-"""Sentences under the table at the start that no single policy can say: what the merged state of a run means."""
+"""Sentences under the table at the start about the merged state of a run, which no single policy knows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lightning_freeze.engine.run_view import RunView
 
 
 def run_remarks(run: RunView) -> list[str]:
-    """What a user may not expect of this run."""
+    """Remarks about things in this run that a user may not expect."""
     return [*_partly_frozen(run), *_branching(run), *_idle_optimizers(run)]
 
 
 def _idle_optimizers(run: RunView) -> list[str]:
-    """Optimizers that have nothing to train for some epochs, as a GAN's discriminator that is frozen at first."""
+    """Optimizers with nothing to train in some epochs, such as a GAN's discriminator that is frozen at first."""
     said = []
     for place, epochs in idle_epochs(run).items():
         names = [name for slot in run.slots if slot.optimizer == place for name in slot.names]
@@ -35,7 +35,7 @@ def spans(epochs: Sequence[int]) -> str:
 
 
 def _partly_frozen(run: RunView) -> list[str]:
-    """Stages that train in part, because the rest was frozen before the fit."""
+    """Stages of which a part does not train, because it was frozen before the fit."""
     parts = [f"{count} of {total} in '{name}'" for name, count, total in partly_frozen(run.bindings, run.can_train)]
     if not parts:
         return []
@@ -46,7 +46,7 @@ def _partly_frozen(run: RunView) -> list[str]:
 
 
 def _branching(run: RunView) -> list[str]:
-    """Frozen modules in train mode: a user who knows of `eval_frozen` expects eval mode."""
+    """Frozen modules that stay in train mode although `eval_frozen` is on."""
     spans = [run.index.spans[place] for place in sorted(run.branching)]
     names = [span.name or run.index.model_name for span in spans if span.module.training]
     if not names:
@@ -58,6 +58,6 @@ def _branching(run: RunView) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first of the names, and how many there are beside them."""
+    """The first names, and the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -13,19 +13,19 @@ _UNKNOWN, _WIDEST = 80, 140  # columns where the output is no terminal; more tha
 
 
 def show(text: str) -> None:
-    """Print without tearing a progress bar that is on the screen, be it of tqdm or rich."""
+    """Print without breaking a progress bar of tqdm or rich."""
     tqdm.write(text)
 
 
 def screen_width() -> int:
-    """Columns of the terminal, or of `COLUMNS`; 80 where the output is a pipe, a file or a notebook."""
+    """The width of the terminal, or `COLUMNS`; 80 if the output is a pipe, a file or a notebook."""
     if not (sys.stdout.isatty() or os.environ.get("COLUMNS")):
         return _UNKNOWN
     return max(40, min(shutil.get_terminal_size((_UNKNOWN, 24)).columns, _WIDEST))
 
 
 def value_range(values: Sequence[float], form: str) -> str:
-    """One value, or the first and the last of several, in order."""
+    """One value, or the smallest and the largest of several."""
     if not values:
         return "-"
     return format(values[0], form) if len(values) == 1 else f"{values[0]:{form}} to {values[-1]:{form}}"

@@ -1,4 +1,4 @@
-"""The rows of the table at the start: every parameter in one of them, and what is true of it."""
+"""The rows of the table at the start. Every parameter is in exactly one row."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Part:
     """Parameters that the table shows in one row.
 
     Attributes:
-        name: of the stage.
+        name: the name of the stage.
         names: its parameters.
-        when: the trigger, in the words of the policies that have a row for it.
-        patterns: where the name does not say them.
+        when: the trigger, as described by the policies that have a row for it.
+        patterns: the patterns, if the name does not show them.
         late: whether it begins after the end of the run.
     """
 
@@ -37,15 +37,15 @@ class Part:
 
 
 def parts_of(run: RunView, end: Progress | None = None) -> list[Part]:
-    """All parameters, each in one part: stage by stage, head first, and the rest at the end.
+    """Divide all parameters into parts: the stages, head first, and the rest at the end.
 
     Args:
         run: the run.
-        end: the last moment of the run; None when it is not known.
+        end: the last moment of the run; None if it is unknown.
     """
     members = stage_members(run)
     staged = len(members) > 1
-    if not staged:  # no policy has stages: a row for what each one names
+    if not staged:  # no policy has stages: a row for each policy's own names
         members = _by_row(run)
     rows = _rows_by_parameter(run, staged)
     return [_part(run, name, names, rows, end) for name, names in members.items()]
@@ -84,7 +84,7 @@ def _part(run: RunView, name: str, names: Sequence[str], rows: dict[str, list[Ro
 
 
 def _trigger(rows: Sequence[Row]) -> str:
-    """When the parameters of all these rows train: at the last of their starts, where these can be compared."""
+    """The moment when the parameters of all these rows train: the last of their starts, if they can be compared."""
     starts = [row.start for row in rows if row.start is not None]
     if len(starts) == len(rows) > 1 and len({start.unit for start in starts}) == 1:
         return max(zip([start.value for start in starts], [row.when for row in rows], strict=True))[1]
@@ -92,7 +92,7 @@ def _trigger(rows: Sequence[Row]) -> str:
 
 
 def grouped(parts: Sequence[Part], most: int = MOST_ROWS) -> list[Part]:
-    """At most so many parts: neighbours stand together where there are more; the head and the last stay alone."""
+    """Join neighbouring parts until there are at most `most`; the first and the last part stay alone."""
     if len(parts) <= most:
         return list(parts)
     first, *between, last = parts
@@ -119,7 +119,7 @@ def _span(first: str, last: str) -> str:
 
 
 class Facts:
-    """What is true of any parameters of a run, looked up at once for all of them: stages can be thousands."""
+    """Facts about the parameters of a run, computed once for all, because there can be thousands of stages."""
 
     def __init__(self, run: RunView) -> None:
         self._run = run
@@ -140,7 +140,7 @@ class Facts:
         self._others = [want.frozen - mine for want, mine in zip(run.wants, own, strict=True)]
 
     def size(self, names: Iterable[str]) -> int:
-        """Elements of all of them."""
+        """The number of elements."""
         return sum(self.sizes[name] for name in names)
 
     def slots(self, names: Iterable[str]) -> list[SlotView]:
@@ -148,12 +148,12 @@ class Facts:
         return list({id(slot): slot for name in names for slot in self._slots.get(name, ())}.values())
 
     def norms(self, names: Iterable[str]) -> tuple[int, int]:
-        """How many normalisation layers have parameters among them, and how many of these are in eval mode."""
+        """The number of normalisation layers with these parameters, and how many of them are in eval mode."""
         found = [self._modules[key] for key in {key for name in names for key in self._norms.get(name, ())}]
         return len(found), sum(is_held(layer) or not layer.training for layer in found)
 
     def frozen_by(self, names: Collection[str], *, by_policies: bool = True) -> list[str]:
-        """The policies that freeze any of them now without having a row for it, and the user."""
+        """What else freezes any of them now: policies without a row for it, and the user."""
         frozen = set(names) - self._run.trainable
         found = [
             title

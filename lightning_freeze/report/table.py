@@ -1,4 +1,4 @@
-"""What a user sees: the table of a run at its start, and the table of `lightning-freeze stages`."""
+"""The table of a run at its start, and the table of `lightning-freeze stages`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _TRIGGER, _REPEATED = 24, 16  # longer triggers stand below the table; of those 
 
 
 def start_table(run: RunView, end: Progress | None = None, width: int | None = None) -> str:
-    """The table of stages, and what is worth a remark.
+    """The table of stages, with remarks.
 
     Args:
         run: the run at its start.
-        end: the last moment of the run, so that rows which lie after it are marked; None when it is not known.
-        width: characters in a line; None: those of the screen.
+        end: the last moment of the run; rows after it are marked. None if it is unknown.
+        width: characters in a line; None: the width of the screen.
     """
     parts, facts = grouped(parts_of(run, end)), Facts(run)
     shares = percentages([facts.size(part.names) for part in parts])
@@ -60,7 +60,7 @@ def start_table(run: RunView, end: Progress | None = None, width: int | None = N
 
 
 def percentages(sizes: Sequence[int]) -> list[str]:
-    """Shares of the sum with one digit after the point that add up to 100.0%: the largest remainders round up."""
+    """Percentages with one decimal that add up to 100.0%: the largest remainders are rounded up."""
     total = sum(sizes) or 1
     tenths = [size * 1000 // total for size in sizes]
     order = sorted(range(len(sizes)), key=lambda place: -(sizes[place] * 1000 % total))
@@ -89,7 +89,7 @@ def _cells(run: RunView, part: Part, share: str, facts: Facts) -> list[str]:
 
 
 def _unlabelled(run: RunView, parts: Sequence[Part]) -> list[Row]:
-    """Rows of policies that have no stages, and are not parts themselves: what they hold or freeze lies across."""
+    """Rows of policies without stages of their own, which apply across stages."""
     shown = {part.name for part in parts}
     return [
         row
@@ -114,7 +114,7 @@ def _norms(count: int, held: int) -> str:
 
 
 def _shorten_triggers(rows: Sequence[list[str]]) -> list[str]:
-    """Replace long triggers by (a), (b), ... in place; the notes that say what they are."""
+    """Replace long triggers by (a), (b), ... in place, and return the notes that explain them."""
     texts = [row[1].removesuffix(" !") if row else "" for row in rows]
     longest = dict.fromkeys(text for text in texts if len(text) > (_REPEATED if texts.count(text) > 1 else _TRIGGER))
     keys = {text: f"({chr(ord('a') + place % 26)})" for place, text in enumerate(longest)}
@@ -128,9 +128,9 @@ def stages_table(context: Context, bound: Sequence[BoundStage], width: int | Non
     """The table of `lightning-freeze stages`: name, parameters, share, normalisation layers; head first.
 
     Args:
-        context: of the model.
+        context: the context of the model.
         bound: its stages.
-        width: characters in a line; None: those of the screen.
+        width: characters in a line; None: the width of the screen.
     """
     index = context.index
     layers = {

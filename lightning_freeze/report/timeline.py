@@ -1,4 +1,4 @@
-"""What trained when, and how fast: a run in numbers, as the monitor records it and the preview computes it."""
+"""What trained when, and how fast: recorded by the monitor, or computed by the preview."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from lightning_freeze.engine.run_view import RunView
 
-REST = "rest"  # the name of what is in no stage
-_SAMPLES = 800  # kept at most; of a longer run every second one, every fourth, ...
+REST = "rest"  # the name for parameters without a stage
+_SAMPLES = 800  # maximum number of samples; longer runs keep every second one, every fourth, ...
 
 
 @dataclass
 class Sample:
-    """The run from `time` until the next sample.
+    """The state of a run from `time` until the next sample.
 
     Attributes:
-        time: in epochs, with the part of an epoch that is over.
+        time: epochs done, as a float.
         step: optimizer steps done.
         rates: learning rate of each stage; None while it is frozen.
-        trainable: parameters that train.
-        change: whether something was unfrozen or frozen here.
+        trainable: number of trainable parameters.
+        change: whether something was unfrozen or frozen at this time.
     """
 
     time: float
@@ -33,15 +33,15 @@ class Sample:
 
 @dataclass
 class Timeline:
-    """Stages by time.
+    """Stages over time.
 
     Attributes:
-        title: what is shown.
+        title: title of the picture.
         stages: names, head first.
-        sizes: parameters of each stage.
-        parameters: of the whole model.
-        samples: in order of time.
-        end: where the last sample ends, in epochs.
+        sizes: number of parameters of each stage.
+        parameters: number of parameters of the model.
+        samples: the samples in order of time.
+        end: end of the last sample, in epochs.
         metric: name of the metric in `values`.
         values: (time, value) of each validation.
     """
@@ -57,7 +57,7 @@ class Timeline:
     thinned: int = 1
 
     def begin(self, run: RunView, title: str) -> None:
-        """Take the stages of a run; what an earlier part of it recorded stays."""
+        """Set the stages of a run; samples from an earlier part of the run are kept."""
         self.title, self.stages = title, stage_names(run)
         members = stage_members(run)
         sizes = {name: parameter.numel() for name, parameter in run.index.parameters.items()}
@@ -71,16 +71,16 @@ class Timeline:
 
         Args:
             run: the run.
-            rates: of each slot of each optimizer.
-            time: in epochs.
+            rates: the learning rate of each slot of each optimizer.
+            time: epochs done.
             step: optimizer steps done.
-            change: whether something was unfrozen or frozen here.
+            change: whether something was unfrozen or frozen at this time.
         """
         by_stage = stage_rates(run, rates)
         trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
         sample = Sample(time, step, [by_stage[stage] for stage in self.stages], trainable, change)
         self.end = max(self.end, time)
-        if self.samples and self.samples[-1].time == time:  # a change where a sample was taken just now
+        if self.samples and self.samples[-1].time == time:  # the change belongs to the sample that was just taken
             sample.change |= self.samples.pop().change
         self.samples.append(sample)
         if len(self.samples) > _SAMPLES:
@@ -88,19 +88,19 @@ class Timeline:
             self.samples = [one for place, one in enumerate(self.samples) if place % 2 == 0 or one.change]
 
     def record(self) -> dict[str, Any]:
-        """As plain types, for a checkpoint."""
+        """The timeline as plain types, for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Timeline:
-        """What `record` gave."""
+        """Restore what `record` returned."""
         samples = [Sample(**sample) for sample in record.get("samples", [])]
         values = [(time, value) for time, value in record.get("values", [])]
         return cls(**{**record, "samples": samples, "values": values})
 
 
 def stage_members(run: RunView) -> dict[str, list[str]]:
-    """Stage -> its parameters, the stage that trains first in front; those of no stage are the rest, at the end."""
+    """Stage -> its parameters, in order of training; parameters without a stage come last."""
     ordered = dict.fromkeys(run.labels.get(name, "") for row in run.rows for name in row.names)
     found: dict[str, list[str]] = {label: [] for label in ordered if label}
     rest: list[str] = []
@@ -118,11 +118,11 @@ def stage_names(run: RunView) -> list[str]:
 
 
 def stage_rates(run: RunView, rates: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Stage -> learning rate, the largest of its slots; None while it is frozen.
+    """Stage -> the largest learning rate of its slots; None while it is frozen.
 
     Args:
         run: the run.
-        rates: of each slot of each optimizer.
+        rates: the learning rate of each slot of each optimizer.
     """
     found: dict[str, float | None] = dict.fromkeys(stage_names(run))
     for slot, rate in zip(run.slots, [rate for used in rates for rate in used], strict=True):

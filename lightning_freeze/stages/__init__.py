@@ -1,1 +1,1 @@
-"""A model cut into stages, head first: named by the user or discovered."""
+"""Divide a model into stages, head first: named by the user or discovered."""

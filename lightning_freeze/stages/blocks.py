@@ -1,8 +1,8 @@
-"""The units of a model: the blocks that repeat, and the layers between them.
+"""Divide a model into units: repeated blocks, and the layers between them.
 
-A model is a tree of modules. From the root down, a module is either *opened*, and its children are looked at one by
-one, or it is a *unit*. Opened are containers of blocks; a block that repeats, a single layer and a small module
-stay whole. The rules are in `_Tree.opens`; they look at structure and at the order of use, never at names.
+A model is a tree of modules. From the root down, each module is either *opened*, and its children are considered one
+by one, or it is a *unit*. Containers of blocks are opened; repeated blocks, single layers and small modules are units.
+The rules are in `_Tree.opens`. They depend on structure and order of use, never on names.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightning_freeze.stages.units import Unit, union
 from lightning_freeze.stages.usage import Usage
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# Children of one class that make a module a container of blocks, list or not.
+# Number of children of one class that makes any module a container of blocks.
 _MANY = 4
-# A list of single layers is opened when it holds this share of the model: a deep stem or a small head stays whole.
+# A list of single layers is opened if it holds this share of the model; a deep stem or a small head stays whole.
 _SMALL_LIST = 0.02
 # A module with this share of the model is opened when it is the only one of its class, and is a container of blocks
 # when two of them follow one another in it.
@@ -32,7 +32,7 @@ _LARGE = 0.25
 
 @dataclass(eq=False)
 class _Node:
-    """A module with the parameter slots that are at home in it; a tied parameter is at home in one place."""
+    """A module with the parameters that belong to it; a tied parameter belongs to one module only."""
 
     name: str
     module: nn.Module
@@ -41,16 +41,16 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     shapes: frozenset[tuple[str, tuple[int, ...]]] = frozenset()
     unit: Unit = field(init=False)
-    place: int = field(init=False, default=0)  # among the siblings of its class
+    place: int = field(init=False, default=0)  # index among the siblings of its class
 
     @property
     def is_plain_list(self) -> bool:
-        """A list as it comes with torch: it has no class of its own, so it does not say what it is."""
+        """Whether it is one of torch's containers, whose class says nothing about its content."""
         return _class_of(self.module) in _LISTS
 
     @cached_property
     def alike(self) -> dict[type, list[_Node]]:
-        """Children by class."""
+        """The children, grouped by class."""
         found: dict[type, list[_Node]] = {}
         for child in self.children:
             found.setdefault(_class_of(child.module), []).append(child)
@@ -59,7 +59,7 @@ class _Node:
 
     @cached_property
     def blocks(self) -> list[_Node]:
-        """Children that are more than one layer."""
+        """The children that consist of more than one layer."""
         return [child for child in self.children if child.children and child.unit.weights > 1]
 
 
@@ -91,7 +91,7 @@ class _Tree:
         return tuple(self.index.parameters[self.index.aliases[slot]].shape)
 
     def _is_matrix(self, slot: str) -> bool:
-        """Whether a parameter is the weight of a layer, and not a norm's, a scale of shape (1, 1, C) or a token."""
+        """Whether a parameter is a layer's weight; not that of a norm, a scale of shape (1, 1, C) or a token."""
         name, shape = self.index.aliases[slot], self._shape(slot)
         if name in self.usage.weights or name in self.usage.tokens:
             return len(shape) > 1 and name in self.usage.weights
@@ -115,7 +115,7 @@ class _Tree:
         )
 
     def opens(self, node: _Node, parent: _Node) -> bool:
-        """Whether a module is a container, to be looked into, and not a unit."""
+        """Whether a module is a container to open, not a unit."""
         layers = [child for child in node.children if child.unit.weights]
         if node.unit.weights < 2 or not layers or self._is_repeat(node, parent):
             return False
@@ -130,7 +130,7 @@ class _Tree:
         return share >= _LARGE and self.classes[_class_of(node.module)] == 1 and not self._is_looped(node)
 
     def _is_repeat(self, node: _Node, parent: _Node) -> bool:
-        """A block follows, or is followed by, a sibling of its class with mostly the same shapes."""
+        """Whether the next or previous sibling of its class has mostly the same shapes."""
         alike = parent.alike[_class_of(node.module)]
         if node.is_plain_list or not (isinstance(parent.module, _LISTS) or len(alike) >= _MANY):
             return False
@@ -142,18 +142,18 @@ class _Tree:
         )
 
     def _is_looped(self, node: _Node) -> bool:
-        """One block that stands for many: the forward runs it on its own output."""
+        """Whether the forward applies a block to its own output, so that one block stands for many."""
         return id(node.module) in self.usage.looped
 
     def _is_written_out(self, node: _Node, parent: _Node) -> bool:
-        """A block without a class of its own: one of several `Sequential` of single layers, as in a small U-Net."""
+        """Whether it is one of several `Sequential` of single layers, as in a small U-Net: a block without a class."""
         alike = [child for child in parent.blocks if _class_of(child.module) is nn.Sequential and not child.blocks]
         return node in alike and len(alike) >= _MANY
 
     def _has_stack(self, node: _Node, enough: int) -> bool:
-        """Whether blocks follow one another in this module, or in one below it that is no block itself.
+        """Whether this module, or a container below it, has blocks that follow one another.
 
-        Two in a list do when they are of one class; otherwise it takes `enough` of them: of one class outside of a
+        Two blocks of one class in a list are enough. Otherwise there must be `enough` blocks: of one class outside a
         list, of any class in a list.
         """
         blocks = node.blocks
@@ -168,13 +168,13 @@ class _Tree:
         return any(self._has_stack(child, enough) for child in blocks if not self._is_repeat(child, node))
 
     def _is_separable(self, node: _Node) -> bool:
-        """One convolution in two steps, depthwise and pointwise: no more a block than a plain convolution."""
+        """Whether it is a convolution in two steps, depthwise and pointwise, which counts as a single layer."""
         shapes = [self._shape(slot) for slot in node.slots if self._is_matrix(slot)]
         return len(shapes) == 2 and any(len(shape) > 2 and shape[1] == 1 for shape in shapes)
 
     def _parallel(self, nodes: Sequence[_Node]) -> bool:
-        """Whether modules all work side by side. One that the forward left out (an expert, another task's head) is no
-        link of a chain either.
+        """Whether all modules work side by side. A module that the forward did not call (an expert, the head of
+        another task) counts as side by side too.
         """
         units = sorted((node.unit for node in nodes), key=lambda unit: unit.first)
         if not units or units[0].first == math.inf:
@@ -198,12 +198,12 @@ class _Tree:
 
 
 def _class_of(module: nn.Module) -> type:
-    """The class a user would name: FSDP2 puts one of its own before it."""
+    """The user's class of a module; FSDP2 replaces it by a subclass."""
     return next(cls for cls in type(module).__mro__ if not cls.__name__.startswith("FSDP"))
 
 
 def _homes(index: ModelIndex, usage: Usage) -> dict[str, str]:
-    """Canonical name -> the one of its names that belongs to the module called first."""
+    """Canonical name -> the name under the module that is called first."""
     calls = {name: usage.calls.get(id(span.module), math.inf) for name, span in index.modules.items()}
     homes: dict[str, str] = {}
     for slot, canonical in index.aliases.items():

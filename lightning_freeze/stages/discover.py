@@ -1,4 +1,4 @@
-"""Stages of a model without a list by hand: from the head to the input, each parameter in exactly one."""
+"""Discover the stages of a model, from the head to the input, with each parameter in exactly one stage."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MAX_STAGES = 40
 
 
 def discover_stages(model: nn.Module, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
-    """The stages of a model, head first; every parameter is in exactly one.
+    """Discover the stages of a model, head first, with every parameter in exactly one stage.
 
-    Parameters are ordered by when one forward first uses them. Repeated blocks become stages of their own, small
-    neighbours join a block, tokens and positions owned by a parent join the stem, heads that work side by side share
-    a stage, and a tied parameter belongs to the stage nearest the input.
+    Parameters are ordered by their first use in one forward. Each repeated block becomes a stage; small neighbours
+    join a block; tokens and position embeddings of a parent module join the stem; heads that work side by side share
+    a stage; a tied parameter belongs to the stage nearest the input.
 
     Args:
-        model: any module. The forward runs in eval mode without gradients and leaves no trace: modes, buffers and
-            random state are restored.
-        example_input: a tensor (one argument), a tuple or list (positional arguments) or a dict (keyword arguments);
-            None takes `model.example_input_array`, and without one the order of registration.
-        max_stages: at most so many stages (40 when None): neighbours are merged to balance parameter counts; from
-            three stages on, the head stays alone.
+        model: any module. The forward runs in eval mode without gradients; modes, buffers and random state are
+            restored afterwards.
+        example_input: a tensor (one argument), a tuple or list (positional arguments) or a dict (keyword arguments).
+            None uses `model.example_input_array` or, if there is none, the order of registration.
+        max_stages: maximum number of stages; None: 40. Neighbours are merged so that parameter counts are balanced;
+            with three stages or more, the head stays a stage of its own.
 
     Raises:
         PlanError: the forward raised, a parameter is not initialized, or `max_stages` is below 1.
@@ -49,7 +49,7 @@ def discover_stages(model: nn.Module, example_input: object = None, max_stages: 
 
 
 def stages_of(index: ModelIndex, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
-    """`discover_stages` on an index that is already there."""
+    """`discover_stages` for an existing index."""
     check_most(max_stages)
     check_initialized(index, "discover_stages")
     if not index.parameters:
@@ -59,14 +59,14 @@ def stages_of(index: ModelIndex, example_input: object = None, max_stages: int |
 
 
 def stages_from(index: ModelIndex, levels: list[Level], max_stages: int | None) -> list[Stage]:
-    """Levels, the input first, as at most so many stages, the head first."""
+    """Turn levels, input first, into at most `max_stages` stages, head first."""
     levels = balance(levels, min(max_stages or MAX_STAGES, MAX_STAGES))
     patterns = [patterns_for(index, level.names) for level in levels]
     return [Stage(*named) for named in zip(_names(levels, patterns, index), patterns, strict=True)][::-1]
 
 
 def check_most(max_stages: int | None) -> None:
-    """Refuse a limit that is no number of stages.
+    """Refuse an invalid maximum number of stages.
 
     Raises:
         PlanError: it is not a whole number of at least 1.
@@ -76,7 +76,7 @@ def check_most(max_stages: int | None) -> None:
 
 
 def usage_of(index: ModelIndex, example_input: object = None) -> Usage:
-    """What a forward with the input, or with the model's own, shows; nothing without one."""
+    """The usage in a forward with the given input or `example_input_array`; empty without an input."""
     if example_input is not None:
         return record_usage(index, example_input)
     attribute = getattr(index.modules[""].module, "example_input_array", None)
@@ -84,7 +84,7 @@ def usage_of(index: ModelIndex, example_input: object = None) -> Usage:
 
 
 def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: ModelIndex) -> list[str]:
-    """A name for each: its one module, or its first and last; unique, and made of what metric names may hold."""
+    """Unique names for levels, valid in metric names: the module, or the first and the last module."""
     names: list[str] = []
     for level, listed in zip(levels, patterns, strict=True):
         whole = len(listed) == 1 and listed[0] in index.modules
@@ -96,7 +96,7 @@ def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: Mo
 
 
 def _range(labels: Sequence[str]) -> str:
-    """`model.layer3.4..layer4.0`: the first and the last, without repeating what they have in common."""
+    """A range of two names without repeating their common prefix: `model.layer3.4..layer4.0`."""
     first, last = labels[0].split("."), labels[-1].split(".")
     shared = next((k for k, (a, b) in enumerate(zip(first[:-1], last[:-1], strict=False)) if a != b), None)
     common = min(len(first), len(last)) - 1 if shared is None else shared

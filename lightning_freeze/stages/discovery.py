@@ -1,4 +1,4 @@
-"""The stages that nobody named, found once for all policies of a run."""
+"""Discover stages once for all policies of a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Listed = list[tuple[int | None, list[tuple[str, list[str]]]]]  # by the limit of
 
 
 class StagesPending(PlanError):
-    """Stages are asked for that only the first batch of the run will show."""
+    """The stages can be discovered only from the first batch of the run."""
 
 
 class Discovery:
-    """Stages for `"auto"` and for a number: what can train, in the order of a forward with `example_input_array`.
+    """The stages for `"auto"` or a number: trainable parameters in order of use, or by distance to the loss.
 
     Attributes:
-        remarks: what a user may not expect of them.
-        thaw: whether what requires no gradient can train as well.
+        remarks: sentences about stages that a user may not expect.
+        thaw: whether parameters that require no gradient can train as well.
     """
 
     thaw: bool = False
@@ -33,10 +33,10 @@ class Discovery:
         self._look: Look | None = None
 
     def stages(self, index: ModelIndex, most: int | None) -> list[Stage]:
-        """At most so many stages, the head first; found once.
+        """At most this many stages, head first. They are discovered once.
 
         Raises:
-            StagesPending: the first batch has to be looked at before.
+            StagesPending: the first batch is needed.
         """
         if most not in self._found:
             check_most(most)
@@ -47,7 +47,7 @@ class Discovery:
         return self._found[most]
 
     def look(self, index: ModelIndex) -> Look:
-        """See how what can train is ordered."""
+        """Determine the order of the parameters that can train."""
         usage = usage_of(index)
         if not usage.first:
             self.remarks.append(
@@ -59,15 +59,15 @@ class Discovery:
     # ---- checkpoints
 
     def record(self) -> Listed:
-        """The stages that were found, in plain types."""
+        """The discovered stages as plain types."""
         return [(most, [(stage.name, list(stage.patterns)) for stage in found]) for most, found in self._found.items()]
 
     def load(self, record: Listed) -> None:
-        """Take the stages of a checkpoint: a resumed run does not look again."""
+        """Load the stages of a checkpoint: a resumed run does not discover them again."""
         self._found = {most: [Stage(name, list(patterns)) for name, patterns in stages] for most, stages in record}
 
 
 def can_train(index: ModelIndex, *, thaw: bool = False) -> Sequence[str]:
-    """The parameters that require a gradient, or all; all of them where none does, so that the run can say so."""
+    """The parameters that require a gradient; all parameters with `thaw`, or if none requires one."""
     names = [name for name, parameter in index.parameters.items() if parameter.requires_grad or thaw]
     return names or list(index.parameters)

@@ -1,7 +1,7 @@
-"""The way from the loss down to each unit of a model: how deep it lies, in units.
+"""The depth of each unit of a model: its distance from the loss, in units.
 
-The depth of a unit is the longest path from the loss to it. The shortest is the same for all blocks with residual
-connections. Units that lie on a cycle (two modules that call each other's layers in turn) share a depth.
+The depth of a unit is the longest path from the loss to it; with residual connections, the shortest path would be the
+same for all blocks. Units on a cycle (two modules that call each other's layers in turn) share a depth.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Flow:
-    """What was computed from what, in one forward.
+    """The data flow of one forward.
 
     Attributes:
-        below: node -> the nodes whose results went into it; each has a smaller number.
-        uses: node -> names of the parameters that met data there.
+        below: node -> the nodes that it was computed from; their numbers are smaller.
+        uses: node -> names of the parameters that are first combined with data there.
     """
 
     below: list[tuple[int, ...]] = field(default_factory=list)
     uses: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, below: Iterable[int], uses: Iterable[str] = ()) -> int:
-        """A new node, and its number."""
+        """Add a node, and return its number."""
         self.below.append(tuple(below))
         if names := tuple(uses):
             self.uses[len(self.below) - 1] = names
@@ -32,10 +32,10 @@ class Flow:
 
 
 def first_uses(flow: Flow) -> dict[int, tuple[str, ...]]:
-    """Of several uses of a parameter, those that have no other use of it beneath them.
+    """The uses of each parameter that have no other use of it below them.
 
-    A head that shares its weight with the embedding counts at the embedding, a block that runs on its own output
-    counts once, and a network that two inputs pass side by side counts at both.
+    A head that shares its weight with the embedding counts at the embedding; a block that is applied to its own
+    output counts once; a network that processes two inputs side by side counts at both.
     """
     counts = Counter(name for names in flow.uses.values() for name in names)
     bit = {name: 1 << place for place, name in enumerate(name for name, count in counts.items() if count > 1)}
@@ -56,15 +56,15 @@ def first_uses(flow: Flow) -> dict[int, tuple[str, ...]]:
 
 
 def depths(flow: Flow, unit_of: Mapping[str, int], solid: Collection[int]) -> dict[int, int]:
-    """How far each unit lies below the loss: 0 for the head.
+    """The distance of each unit from the loss: 0 for the head.
 
     Args:
-        flow: the loss, or all that nothing was computed from, has the largest numbers.
+        flow: the data flow; the losses, or nodes without a successor, have the largest numbers.
         unit_of: parameter name -> number of its unit.
-        solid: units with a weight matrix. Only these are counted; a norm or a token has a depth like any other.
+        solid: units with a weight matrix. Only these add to the distance; norms and tokens get a depth as well.
 
     Returns:
-        Depths of the units that the flow reaches.
+        The depths of the units in the flow.
 
     Example:
         >>> flow = Flow()
@@ -84,10 +84,10 @@ def depths(flow: Flow, unit_of: Mapping[str, int], solid: Collection[int]) -> di
 
 
 def _above(flow: Flow, unit_of: Mapping[str, int], solid: frozenset[int]) -> dict[int, set[int]]:
-    """Unit -> the units next above it on the ways to the loss."""
+    """Unit -> the next units on its paths to the loss."""
     uses = first_uses(flow)
     above: dict[int, set[int]] = {}
-    passed: list[frozenset[int] | None] = [None] * len(flow.below)  # the units last passed on the way down to a node
+    passed: list[frozenset[int] | None] = [None] * len(flow.below)  # the last units on the paths down to a node
     nothing: frozenset[int] = frozenset()
     for node in range(len(flow.below) - 1, -1, -1):
         last = passed[node] or nothing
@@ -106,7 +106,7 @@ def _above(flow: Flow, unit_of: Mapping[str, int], solid: frozenset[int]) -> dic
 
 
 def _nearest(units: frozenset[int], above: Mapping[int, set[int]]) -> frozenset[int]:
-    """Without those that lie above another one: the longest path leads through that one anyway."""
+    """Remove units above another unit of the set: the longest path leads through that other unit."""
     left = set(units)
     for unit in units:
         if unit in left and len(left) > 1:
@@ -116,7 +116,7 @@ def _nearest(units: frozenset[int], above: Mapping[int, set[int]]) -> frozenset[
 
 
 def _components(above: Mapping[int, Collection[int]]) -> Iterator[list[int]]:
-    """Strongly connected components, each after all that lie above it (Tarjan, 1972)."""
+    """Strongly connected components, each after all components above it (Tarjan, 1972)."""
     number: dict[int, int] = {}
     lowest: dict[int, int] = {}
     stack: list[int] = []

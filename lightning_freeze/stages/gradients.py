@@ -1,4 +1,4 @@
-"""What a loss was computed from, read from the graph that autograd keeps for its backward pass."""
+"""Read the data flow to a loss from the autograd graph."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from lightning_freeze.stages.flow import Flow
 
-# Lookups have no edge for what they look up.
+# The indices of a lookup have no edge in the graph.
 _LOOKUPS = ("Embedding", "EmbeddingBag", "IndexSelect")
 
 
 def flow_to(losses: Sequence[Tensor], name_of: Callable[[Tensor], str | None], met_data: Mapping[Any, bool]) -> Flow:
-    """The flow that ends in these tensors.
+    """The data flow that ends in these losses.
 
-    A parameter is used where it first meets data, not where it is transposed, cast, expanded or normed.
+    A parameter is used where it is first combined with data, not where it is transposed, cast, expanded or normalised.
 
     Args:
-        losses: those that a gradient is asked of; one without a graph adds nothing.
-        name_of: a leaf of the graph -> the name of the parameter it is.
-        met_data: node of autograd -> whether data went into it beside parameters, of those that are known.
+        losses: the tensors that backward starts from; a tensor without a graph adds nothing.
+        name_of: leaf of the graph -> name of the parameter.
+        met_data: node of autograd -> whether data went into it beside parameters, for the nodes where this is known.
     """
     roots = list(dict.fromkeys(loss.grad_fn for loss in losses if loss.grad_fn is not None))
     return _Graph(name_of, met_data).read(roots)
@@ -32,13 +32,13 @@ class _Graph:
         self.name_of, self.met_data = name_of, met_data
         self.flow = Flow()
         self.number: dict[Any, int] = {}
-        self.pending: dict[Any, list[Any]] = {}  # made of parameters alone -> the nodes or names that it is made of
+        self.pending: dict[Any, list[Any]] = {}  # node of parameters only -> its sources
 
     def read(self, roots: Sequence[Any]) -> Flow:
         for node in _inputs_first(roots):
             self._add(node)
         for root in roots:
-            if root in self.pending:  # nothing but parameters, as the penalty of weights
+            if root in self.pending:  # only parameters: a weight penalty
                 self.flow.add((), self._names([root]))
         return self.flow
 
@@ -61,7 +61,7 @@ class _Graph:
         known = self.met_data.get(node)
         if known is not None:
             return known
-        # No function was seen here, as within one that is compiled: what needs no gradient is taken for data.
+        # No function was recorded here, for example in compiled code: inputs without gradient count as data.
         kind = node.name().removesuffix("0").removesuffix("Backward")
         return kind in _LOOKUPS or any(child is None for child, _ in node.next_functions)
 
@@ -79,7 +79,7 @@ class _Graph:
 
 
 def _inputs_first(roots: Sequence[Any]) -> Iterator[Any]:
-    """Every node of a graph, after all that it was computed from."""
+    """Yield every node of a graph after the nodes it was computed from."""
     seen = set[Any]()
     for root in roots:
         path = [] if root in seen else [(root, iter(root.next_functions))]

@@ -1,4 +1,4 @@
-"""Units in levels of equal distance to the loss, and a place for those that one forward did not show."""
+"""Group units into levels of equal distance to the loss, and place the units that the forward did not call."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Kin = Callable[[Unit, Unit], bool]
 
 
 def levels_of(units: Sequence[Unit], usage: Usage, kin: Kin | None = None) -> tuple[list[Level], list[Level]]:
-    """Levels, the input first and the head last, and what was not called and is registered after the head.
+    """The levels, input first, and the units registered after the head that were not called.
 
     Without a forward, each unit is a level, in order of registration.
 
     Args:
-        units: in order of registration.
-        usage: what a forward showed.
-        kin: whether a unit that was not called belongs beside another one (the experts of a layer, blocks that are
-            left out at random). None: each is a level of its own, after its predecessor of registration.
+        units: the units in order of registration.
+        usage: the usage recorded in a forward.
+        kin: whether a unit that was not called belongs beside another one (the experts of a layer, blocks left out at
+            random). None: each such unit is a level of its own, after the unit registered before it.
     """
     unit_of = {name: place for place, unit in enumerate(units) for name in unit.names}
     depth = depths(usage.flow, unit_of, {place for place, unit in enumerate(units) if unit.weights})
@@ -30,7 +30,7 @@ def levels_of(units: Sequence[Unit], usage: Usage, kin: Kin | None = None) -> tu
     groups: dict[int, list[Unit]] = {}
     for place in sorted(depth, key=lambda place: (units[place].first, place)):
         groups.setdefault(depth[place], []).append(units[place])
-    alone: dict[int, list[int]] = {}  # the place of a unit -> those without a level of their own that follow it
+    alone: dict[int, list[int]] = {}  # place of a unit -> the units without a level that follow it
     for place in (place for place in range(len(units)) if place not in depth):
         beside = _nearest(place, units, depth, kin) if kin else None
         if beside is not None:
@@ -41,13 +41,13 @@ def levels_of(units: Sequence[Unit], usage: Usage, kin: Kin | None = None) -> tu
 
 
 def _nearest(place: int, units: Sequence[Unit], depth: Collection[int], kin: Kin) -> int | None:
-    """The unit beside which one that was not called belongs."""
+    """The unit that an uncalled unit belongs beside."""
     found = [other for other in depth if kin(units[place], units[other])]
     return min(found, key=lambda other: (abs(other - place), other), default=None)
 
 
 def _predecessor(place: int, units: Sequence[Unit], depth: Collection[int]) -> int:
-    """The unit after which to put one without a depth: by the order of use, else by that of registration; -1: none."""
+    """The unit before a unit without a depth, in order of use, else of registration; -1: none."""
     first = units[place].first
     if first < math.inf:
         return max((other for other in depth if units[other].first < first), key=lambda k: units[k].first, default=-1)
@@ -67,7 +67,7 @@ def _in_order(
 
 
 def _registered(units: Sequence[Unit]) -> list[Level]:
-    """One level each; the last ones share a level where they are heads side by side."""
+    """One level per unit; heads that work side by side at the end share a level."""
     start = len(units) - 1
     while start and all(units[start - 1].apart(head) for head in units[start:]):
         start -= 1

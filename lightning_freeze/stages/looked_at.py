@@ -1,4 +1,4 @@
-"""Stages by distance to the loss: what one real training step showed, as stages of what can train."""
+"""Stages by distance to the loss, from one real training step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_freeze.stages.usage import Usage, UsageMode, fill_from_calls
 
 @dataclass
 class Look:
-    """What a training step showed.
+    """The result of a training step.
 
     Attributes:
-        levels: what can train, by its distance to the loss; the input first.
-        detached: parameters that can train, were used, and are not part of any loss: an averaged target.
+        levels: the parameters that can train, by distance to the loss, input first.
+        detached: parameters that can train and were used, but no loss depends on them, as in an EMA target.
         uncalled: parameters that can train and were not used in this step.
-        order: what the levels follow: "distance to the loss", "use" or "registration".
+        order: the order of the levels: "distance to the loss", "use" or "registration".
     """
 
     levels: list[Level]
@@ -35,7 +35,7 @@ class Look:
     order: str = "distance to the loss"
 
     def plain(self) -> Look:
-        """The same without what only served to find it, to be sent to other ranks."""
+        """A copy without intermediate results, for sending to other ranks."""
         levels = [
             replace(level, units=tuple(replace(unit, bits=0, inputs=0) for unit in level.units))
             for level in self.levels
@@ -43,20 +43,20 @@ class Look:
         return replace(self, levels=levels)
 
     def stages(self, index: ModelIndex, most: int | None = None) -> list[Stage]:
-        """At most so many stages, the head first."""
+        """At most this many stages, head first."""
         return stages_from(index, self.levels, most)
 
 
 def read_look(
     mode: UsageMode, losses: Sequence[Tensor], trains: Collection[str], groups: Sequence[Collection[str]] = ()
 ) -> Look:
-    """The levels of what can train.
+    """The levels of the parameters that can train.
 
     Args:
-        mode: was active during the training step, with gradients.
-        losses: the tensors that a gradient was asked of.
+        mode: the mode that was active during the training step, with gradients.
+        losses: the tensors that backward started from.
         trains: names of the parameters that can train.
-        groups: the parameters of each optimizer. One of which nothing is part of a loss has its turn in another step.
+        groups: the parameters of each optimizer. If no loss depends on any of a group, it trains in other steps.
 
     Raises:
         PlanError: the losses depend on none of these parameters.
@@ -76,7 +76,7 @@ def read_look(
 
 
 def without_loss(mode: UsageMode | None, index: ModelIndex, trains: Collection[str]) -> Look:
-    """The levels of what can train in order of use where a forward has used all of it, else of registration."""
+    """The levels of trainable parameters in order of use if the forward used all of them, else of registration."""
     usage = Usage()
     if mode is not None:
         fill_from_calls(index, mode.usage)
@@ -85,7 +85,7 @@ def without_loss(mode: UsageMode | None, index: ModelIndex, trains: Collection[s
 
 
 def in_order(index: ModelIndex, usage: Usage, trains: Collection[str]) -> Look:
-    """The levels of what can train as a forward used it; nothing is known of a loss."""
+    """The levels of trainable parameters in order of use, without a loss."""
     return Look(_levels(index, usage, trains), order="use" if usage.first else "registration")
 
 
@@ -96,14 +96,14 @@ def _levels(index: ModelIndex, usage: Usage, trains: Collection[str], kin: Kin |
 
 
 def _part(unit: Unit, index: ModelIndex, trains: Collection[str]) -> Unit | None:
-    """What of a unit can train."""
+    """The part of a unit that can train."""
     names = tuple(name for name in unit.names if name in trains)
     size = sum(index.parameters[name].numel() for name in names)
     return replace(unit, names=names, size=size) if names else None
 
 
 def _detached(index: ModelIndex, usage: Usage, reached: Collection[str]) -> set[str]:
-    """Parameters that were used, in modules of which nothing is part of a loss."""
+    """Parameters that were used, in modules that no loss depends on."""
     found = set[str]()
     for slots, _ in index.inside.values():
         own = [index.aliases[slot] for slot in slots]
@@ -113,7 +113,7 @@ def _detached(index: ModelIndex, usage: Usage, reached: Collection[str]) -> set[
 
 
 def _kin(index: ModelIndex) -> Kin:
-    """Units are kin when they have the same place under two siblings of one class: experts, blocks, heads of tasks."""
+    """Whether units have the same place under two siblings of one class: experts, blocks, heads of tasks."""
 
     def kind(parts: Sequence[str]) -> type | None:
         span = index.modules.get(".".join(parts))

@@ -1,4 +1,4 @@
-"""One name for a stage: the same in tables, pictures, logs and the groups of the optimizer."""
+"""Make the one name of a stage for tables, pictures, logs and optimizer groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHOICE = re.compile(r"(\d*)\[([A-Za-z0-9]+(?:-[A-Za-z0-9])?)\]")
 
 
 def metric_name(name: str) -> str:
-    """A name made of what every logger accepts in the name of a metric: letters, digits, `_`, `.` and `-`.
+    """Replace characters that loggers may refuse in metric names; letters, digits, `_`, `.` and `-` stay.
 
     Example:
         >>> metric_name("model.layer?.*+2")
@@ -20,10 +20,10 @@ def metric_name(name: str) -> str:
 
 
 def stage_name(patterns: Sequence[str]) -> str:
-    r"""A name for a stage that has none, made of what loggers accept.
+    r"""Make a name, valid for loggers, for a stage that has none.
 
     Args:
-        patterns: of the stage; those that take away (`!`) do not count.
+        patterns: the patterns of the stage; those with `!` are ignored.
 
     Example:
         >>> stage_name(["*", "!model.fc"]), stage_name(["model.layer[34]"])
@@ -39,7 +39,7 @@ def stage_name(patterns: Sequence[str]) -> str:
 
 
 def _plain(pattern: str) -> str:
-    """A pattern without what only patterns have: `model.layer[34].*` -> `model.layer3-4`."""
+    """A pattern without pattern syntax: `model.layer[34].*` -> `model.layer3-4`."""
     text = pattern
     if text.startswith("re:"):
         text = re.sub(r"\.[*+]", "", text[3:].replace(r"\.", "\0")).replace("\0", ".").replace("\\", "")
@@ -49,7 +49,7 @@ def _plain(pattern: str) -> str:
 
 
 def _choice(before: str, characters: str) -> str:
-    """`34` -> `3-4`, `78` after a `1` -> `17-18`, `135` -> `135`."""
+    """Shorten the choices of a glob class: `34` -> `3-4`, `78` after a `1` -> `17-18`, `135` -> `135`."""
     first, dash, last = characters.partition("-")
     if dash:
         return f"{before}{first}-{before}{last}"
@@ -59,7 +59,7 @@ def _choice(before: str, characters: str) -> str:
 
 
 def ranges(names: Sequence[str]) -> list[str]:
-    """Neighbours that differ in one number that counts up or down, as one: `layers.0-10`.
+    """Join neighbouring names that differ in one number counting up or down: `layers.0-10`.
 
     Example:
         >>> ranges(["layers.0", "layers.1", "layers.2", "norm"])
@@ -97,7 +97,7 @@ def _folded(run: Sequence[str]) -> list[str]:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The same names, each once: a second `head` becomes `head-2`."""
+    """Make names unique: a second `head` becomes `head-2`."""
     found: list[str] = []
     for name in names:
         number = next(k for k in range(1, len(names) + 2) if (name if k == 1 else f"{name}-{k}") not in found)

@@ -1,4 +1,4 @@
-"""Parameter names to patterns: the inverse of `select`."""
+"""Convert parameter names to patterns: the inverse of `select`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPECIAL = re.compile(r"!|(re|kind|type):|.*[*?\[&]", re.DOTALL)
 def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:
     """A short list of patterns that selects exactly these parameters, in order of registration.
 
-    Whole modules where possible; `!` only where it makes the list half as long or shorter.
+    Patterns are whole modules where possible, and use `!` only if this makes the list at most half as long.
 
     Args:
         index: the model.
@@ -33,7 +33,7 @@ def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:
 
 
 class _Cover:
-    """Patterns from the root down. A tied parameter has several places and is covered once."""
+    """Build patterns from the root down. A tied parameter has several names and is covered once."""
 
     def __init__(self, index: ModelIndex, names: Iterable[str]) -> None:
         self.index, self.chosen = index, set(names)
@@ -41,7 +41,7 @@ class _Cover:
 
     @cached_property
     def touched(self) -> set[str]:
-        """Modules with something chosen under them: no other needs a look."""
+        """The modules that contain chosen parameters; all others can be skipped."""
         found: set[str] = set()
         for alias in chain.from_iterable(self.index.all_names[name] for name in self.chosen):
             owner = alias.rpartition(".")[0]
@@ -51,7 +51,7 @@ class _Cover:
         return found
 
     def best(self, module: str) -> list[str]:
-        """Patterns for what is chosen under a module and not covered yet."""
+        """Patterns for the chosen parameters under a module that are not covered yet."""
         if module not in self.touched:
             return []
         under = set(self.index.under(module))
@@ -73,7 +73,7 @@ class _Cover:
         return [*map(_exact, own), *chain.from_iterable(map(self.best, children))]
 
     def plain(self, module: str) -> Iterator[str]:
-        """The same without `!`, one by one."""
+        """Patterns for the same parameters without `!`."""
         under = set(self.index.under(module))
         if not (under & self.chosen) - self.covered:
             return
@@ -98,5 +98,5 @@ def _whole(module: str) -> str:
 
 
 def _exact(parameter: str) -> str:
-    """The pattern of one parameter, also when its name would read as something else."""
+    """The pattern of one parameter, escaped if its name could be read as another pattern."""
     return f"re:{re.escape(parameter)}" if _SPECIAL.match(parameter) else parameter

@@ -1,4 +1,4 @@
-"""A stage as a user names it, and bound to a model."""
+"""Stages: as named by a user, and bound to a model."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from lightning_freeze.stages.naming import stage_name
 
 @dataclass(frozen=True)
 class Stage:
-    """Parameters that are unfrozen together, with the rate and the limits that they have of their own.
+    """Parameters that are unfrozen together, optionally with their own rate factor and limits.
 
     Args:
-        name: short and unique among the stages of a run; it goes into tables and metric names.
-        patterns: what is in it (see `select`): a pattern or a list of them.
-        factor: factor of the stage's learning rate, greater than 0. It takes the place of all other factors, such as
-            the `decay` and `multipliers` of a `LayerwiseLR` beside it; None: those count.
-        max_epochs: with a metric trigger, end the stage after so many epochs at the latest; None: as the callback says.
-        patience: with a metric trigger, validations without improvement that end the stage; None: as the callback says.
+        name: short and unique among the stages of a run; it appears in tables and metric names.
+        patterns: a pattern or a list of patterns (see `select`).
+        factor: factor of the stage's learning rate, greater than 0. It replaces all other factors, such as `decay` and
+            `multipliers` of a `LayerwiseLR`; None: those apply.
+        max_epochs: with a metric trigger, the maximum length of the stage in epochs; None: the callback's value.
+        patience: with a metric trigger, the validations without improvement that end the stage; None: the callback's
+            value.
 
     Raises:
         PlanError: the name or the patterns are empty, or a value is out of range.
-        PatternError: a pattern cannot be read.
+        PatternError: a pattern cannot be parsed.
 
     Example:
         >>> Stage("late", ["model.layer4", "!model.layer4.0"])
@@ -79,22 +80,22 @@ Stages = str | int | Named
 
 
 def is_named(stages: Stages) -> TypeGuard[Named]:
-    """Whether a user named the stages; else they are discovered."""
+    """Whether the user named the stages; otherwise they are discovered."""
     return not isinstance(stages, str | int)
 
 
 @dataclass(frozen=True)
 class BoundStage:
-    """A stage and the names of the parameters that are its own.
+    """A stage and the names of its parameters.
 
     Attributes:
         name: as in `Stage`.
         patterns: as in `Stage`.
-        names: its parameters; one that several stages select belongs to the first of them.
+        names: its parameters; a parameter selected by several stages belongs to the first.
         factor: as in `Stage`.
         max_epochs: as in `Stage`.
         patience: as in `Stage`.
-        named: whether a user named it; False for one that was discovered.
+        named: whether the user named it; False for a discovered stage.
     """
 
     name: str
@@ -107,7 +108,7 @@ class BoundStage:
 
 
 def check_stages(stages: Stages, owner: str, *, limits: bool = True) -> None:
-    """Refuse what can be no list of stages.
+    """Refuse an invalid `stages` argument.
 
     Args:
         stages: the argument of a callback.
@@ -115,7 +116,7 @@ def check_stages(stages: Stages, owner: str, *, limits: bool = True) -> None:
         limits: whether a stage may carry `max_epochs` and `patience`.
 
     Raises:
-        PlanError: it is neither "auto", nor a whole number of at least 1, nor a list that is not empty.
+        PlanError: it is neither "auto", nor a whole number of at least 1, nor a non-empty list.
     """
     wrong = isinstance(stages, bool) or (isinstance(stages, str) and stages != "auto")
     if wrong or (isinstance(stages, int) and stages < 1) or not isinstance(stages, str | int | Sequence):
@@ -136,11 +137,11 @@ def check_stages(stages: Stages, owner: str, *, limits: bool = True) -> None:
 
 
 def as_stage(stage: Any, place: int, owner: str) -> Stage:
-    """An entry of a list of stages as a `Stage`.
+    """Convert an entry of a list of stages to a `Stage`.
 
     Raises:
-        PlanError: it is no pattern, no list of patterns and no stage.
-        PatternError: a pattern cannot be read.
+        PlanError: it is neither a pattern, nor a list of patterns, nor a stage.
+        PatternError: a pattern cannot be parsed.
     """
     if isinstance(stage, Stage):
         return stage

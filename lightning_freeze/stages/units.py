@@ -1,6 +1,6 @@
-"""Units of a model become levels, and levels stages: tokens, norms and single layers join a neighbour.
+"""Turn units into levels, and levels into stages: tokens, norms and single layers join a neighbour.
 
-Everything here is in order of the way through the model, the input first.
+All lists follow the order of execution, input first.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Unit:
     """Parameters that are always in the same stage.
 
     Attributes:
-        labels: the modules (or parameters) that give it its name, in order of use.
+        labels: the modules (or parameters) that it is named after, in order of use.
         names: canonical names of its parameters.
         size: number of elements of its parameters.
-        first: when it is first used; infinite when it is not.
-        last: when the last of its parameters is first used.
+        first: time of its first use; infinite if it is unused.
+        last: time at which the last of its parameters is first used.
         bits: mask of its parameters (see `Usage.inputs`).
-        inputs: mask of what had gone into the data it works on; 0 when unknown.
+        inputs: mask of the sources of its input data; 0 if unknown.
         weights: number of weight matrices; 0 for a norm, a scale or a token.
-        width: input and output width of the one linear layer it is.
-        repeats: it is a block, and the model has others like it.
-        listed: it is an element of a list of single layers, as in VGG.
+        width: input and output width, if it is a single linear layer.
+        repeats: whether it is a repeated block.
+        listed: whether it is an element of a list of single layers, as in VGG.
     """
 
     labels: tuple[str, ...]
@@ -47,14 +47,14 @@ class Unit:
 
     @property
     def is_layer(self) -> bool:
-        """A layer on its own, like a stem convolution or a patch merging: no block, and not one of a list."""
+        """Whether it is a single layer, like a stem convolution or patch merging; not a block, not in a list."""
         return self.weights == 1 and not self.listed
 
     def apart(self, other: Unit) -> bool:
-        """Whether two units work side by side (heads, branches, experts) and not one after the other.
+        """Whether two units work side by side (heads, branches, experts), not one after the other.
 
-        They do when they share an origin and neither went into the other's input. Two linear layers that no forward
-        showed do when they read the same width and cannot be chained.
+        They do if their inputs have a common source and neither feeds the other. Without a forward, two linear layers
+        work side by side if their input widths are equal and they cannot be chained.
         """
         if self.inputs and other.inputs:
             return bool(self.inputs & other.inputs) and not (self.bits & other.inputs or other.bits & self.inputs)
@@ -65,11 +65,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Level:
-    """Units that are equally far from the loss, and what has joined them.
+    """Units at the same distance from the loss, with the neighbours that joined them.
 
     Attributes:
-        units: all of them.
-        labels: what gives the level its name.
+        units: all units.
+        labels: the modules (or parameters) that the level is named after.
     """
 
     units: tuple[Unit, ...]
@@ -77,57 +77,57 @@ class Level:
 
     @classmethod
     def of(cls, units: Sequence[Unit]) -> Level:
-        """Units as one level, named after those with a weight matrix."""
+        """Make a level of units, named after those with a weight matrix."""
         named = [unit for unit in units if unit.weights] or list(units)
         return cls(tuple(units), tuple(label for unit in named for label in unit.labels))
 
     def absorb(self, *others: Level) -> Level:
-        """This level with the units of neighbours; its name stays."""
+        """A level with the units of neighbours added and the same name."""
         return replace(self, units=(*self.units, *(unit for other in others for unit in other.units)))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Canonical names of its parameters."""
+        """The canonical names of its parameters."""
         return tuple(name for unit in self.units for name in unit.names)
 
     @cached_property
     def size(self) -> int:
-        """Number of elements of its parameters."""
+        """The number of elements of its parameters."""
         return sum(unit.size for unit in self.units)
 
     @cached_property
     def has_weights(self) -> bool:
-        """Whether there is a weight matrix in it."""
+        """Whether it contains a weight matrix."""
         return any(unit.weights for unit in self.units)
 
     @cached_property
     def repeats(self) -> bool:
-        """Whether there is a block in it that the model has others of."""
+        """Whether it contains a repeated block."""
         return any(unit.repeats for unit in self.units)
 
     @cached_property
     def is_layer(self) -> bool:
-        """Whether it is made of single layers."""
+        """Whether it consists of single layers."""
         return self.has_weights and all(unit.is_layer for unit in self.units if unit.weights)
 
 
 def merge(levels: Sequence[Level]) -> Level:
-    """Neighbours as one level, named after all of them."""
+    """Merge neighbours into one level, named after all of them."""
     whole = levels[0].absorb(*levels[1:])
     return replace(whole, labels=tuple(label for level in levels for label in level.labels))
 
 
 def union(masks: Iterable[int]) -> int:
-    """All bits that are in any of the masks."""
+    """The bitwise or of all masks."""
     return reduce(or_, masks, 0)
 
 
 def join(levels: Sequence[Level], above: Sequence[Level] = ()) -> list[Level]:
-    """Levels of norms and single layers join a neighbour; the stem and the head are found.
+    """Let levels of norms and single layers join a neighbour, and form the stem and the head.
 
     Args:
-        levels: the input first, the head last.
-        above: what was not called, and is registered after the head.
+        levels: the levels, input first, head last.
+        above: units that were not called and are registered after the head.
     """
     levels = _attach(levels)
     stop = len(levels) - 1 + levels[-1].repeats  # a backbone without a head ends with a block
@@ -136,7 +136,7 @@ def join(levels: Sequence[Level], above: Sequence[Level] = ()) -> list[Level]:
 
 
 def _attach(levels: Sequence[Level]) -> list[Level]:
-    """A level without a weight matrix joins its predecessor, the first ones their successor."""
+    """Merge levels without a weight matrix into their predecessor; those at the start into their successor."""
     start = next((k for k, level in enumerate(levels) if level.has_weights), len(levels))
     if start == len(levels):
         return [merge(levels)]
@@ -150,7 +150,7 @@ def _attach(levels: Sequence[Level]) -> list[Level]:
 
 
 def _merge_stem(levels: list[Level]) -> list[Level]:
-    """Single layers before the first block are the stem, where blocks repeat."""
+    """Merge the single layers before the first repeated block into the stem."""
     if not any(level.repeats for level in levels):
         return levels
     stop = next((k for k, level in enumerate(levels) if not level.is_layer and (k or level.repeats)), len(levels))
@@ -158,7 +158,7 @@ def _merge_stem(levels: list[Level]) -> list[Level]:
 
 
 def _join_layers(levels: list[Level]) -> list[Level]:
-    """A single layer joins the repeated block after it, else the one before it, when it is smaller than the block."""
+    """Merge a single layer into the repeated block after it, else before it, if it is smaller than the block."""
     for place in range(len(levels) - 2, 0, -1):
         if _fits(levels[place], levels[place + 1]):
             levels = [*levels[:place], levels[place + 1].absorb(levels[place]), *levels[place + 2 :]]
@@ -176,9 +176,9 @@ def _fits(layer: Level, block: Level) -> bool:
 
 
 def balance(levels: list[Level], most: int) -> list[Level]:
-    """At most so many levels: neighbours merged so that the sum of squared sizes is least.
+    """Merge neighbours into at most `count` levels, with the least sum of squared sizes.
 
-    From three stages on the head stays alone: with a new head, training must be able to start with it only.
+    With three levels or more, the head stays alone, so that training can start with a new head only.
     """
     if len(levels) <= most:
         return levels
@@ -188,7 +188,7 @@ def balance(levels: list[Level], most: int) -> list[Level]:
 
 
 def _balanced(levels: list[Level], most: int) -> list[Level]:
-    while len(levels) > 1000:  # the table below is quadratic
+    while len(levels) > 1000:  # the dynamic programming table below is quadratic
         levels = [merge(levels[k : k + 2]) for k in range(0, len(levels), 2)]
     ends = torch.tensor([0, *accumulate(level.size for level in levels)], dtype=torch.float64, device="cpu")
     sizes = (ends[None, :] - ends[:, None]) / max(float(ends[-1]), 1.0)

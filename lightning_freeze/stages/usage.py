@@ -1,6 +1,6 @@
-"""One forward, watched: when each parameter is first used, and what of the model has gone into its input.
+"""Record one forward: when each parameter is first used, and which parameters its input depends on.
 
-A `TorchFunctionMode` sees what module hooks miss: parameters owned by the root, functional use, tied weights.
+A `TorchFunctionMode` sees uses that module hooks miss: parameters owned by the root, functional calls, tied weights.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _ADDITIONS = _SUMS | {"cat", "concat", "stack", "expand", "expand_as", "repeat",
 
 @dataclass
 class Usage:
-    """What one forward showed; all of it empty when there was none.
+    """The record of one forward; empty if there was none.
 
     Attributes:
-        first: parameter name -> when it first met a torch function, on the same clock as `calls`.
-        inputs: parameter name -> mask of what had gone into the data that it first met.
-        weights: parameters that were first used in a matrix product, a convolution or a lookup.
-        tokens: parameters that were first added or put beside the data: positions and class tokens.
-        calls: id of a module -> when it was first called.
-        looped: ids of modules that ran again on what they had made before: the layer of ALBERT, the update of RAFT.
-        flow: what was computed from what.
+        first: parameter name -> time of its first use in a torch function, on the same clock as `calls`.
+        inputs: parameter name -> mask of the sources of the data at its first use.
+        weights: parameters first used in a matrix product, a convolution or a lookup.
+        tokens: parameters first added to the data or concatenated with it: positions and class tokens.
+        calls: id of a module -> time of its first call.
+        looped: ids of modules that ran again on their own output: the layer of ALBERT, the update of RAFT.
+        flow: the data flow.
     """
 
     first: dict[str, int] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class Usage:
 
 
 class UsageMode(TorchFunctionMode):
-    """Fill a `Usage` during a forward: order of use, masks that follow the data, and the flow of data.
+    """Fill a `Usage` during a forward: order of use, masks of data sources, and the data flow.
 
     Args:
         index: the model.
-        inputs: what the forward works on.
-        with_gradient: look only at what is done in grad mode: an average of weights is no use of them.
+        inputs: the inputs of the forward.
+        with_gradient: record only operations in grad mode; averaging weights is not a use of them.
     """
 
     def __init__(self, index: ModelIndex, inputs: object = (), *, with_gradient: bool = False) -> None:
@@ -83,9 +83,9 @@ class UsageMode(TorchFunctionMode):
         self.names = list(index.parameters)
         self.bit = {name: 1 << bit for bit, name in enumerate(self.names, start=1)}
         self.masks: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
-        # A tensor -> the node of the flow that made it, or the parameters that alone made it; none for a buffer
+        # tensor -> the node of the flow that computed it, or the parameters it was computed from; empty for a buffer
         self.origins: MutableMapping[Tensor, int | tuple[str, ...]] = WeakIdKeyDictionary()
-        self.met_data: dict[Any, bool] = {}  # node of autograd -> whether data went into it beside parameters
+        self.met_data: dict[Any, bool] = {}  # node of autograd -> whether its inputs include data, not only parameters
         self.parameters: dict[int, tuple[str, Tensor]] = {}
         for name, parameter in index.parameters.items():
             self._know(name, parameter)
@@ -93,7 +93,7 @@ class UsageMode(TorchFunctionMode):
         self.take_inputs(inputs)
 
     def take_inputs(self, inputs: object) -> None:
-        """Follow what the forward works on."""
+        """Track the inputs of the forward."""
         for tensor in tensors_in(inputs):
             self.masks[tensor] = FROM_INPUT
 
@@ -103,7 +103,7 @@ class UsageMode(TorchFunctionMode):
         self.origins[parameter] = (name,)
 
     def name_of(self, tensor: Tensor) -> str | None:
-        """The name of a parameter, or of what stands in its place while FSDP2 runs the forward."""
+        """The name of a parameter, or of its unsharded copy in an FSDP2 forward."""
         known = self.parameters.get(id(tensor))
         return None if known is None else known[0]
 
@@ -115,7 +115,7 @@ class UsageMode(TorchFunctionMode):
             return result
         name = getattr(func, "__name__", "")
         outputs = list(tensors_in(args[0] if name == "__setitem__" else result))
-        # Reading a size or a dtype is no use, and neither is making a new tensor like another.
+        # Reading a size or dtype is not a use; nor is creating a tensor with the shape of another.
         if outputs and not name.startswith("new_") and not name.endswith("_like"):
             self._follow(name, list(tensors_in((args, kwargs))), outputs)
         return result
@@ -131,7 +131,7 @@ class UsageMode(TorchFunctionMode):
             if mask and isinstance(tensor, nn.Parameter):
                 self._note(self.name_of(tensor), function)
         if data:
-            # What is added to the data (a position) stands beside what went before; it does not work on it.
+            # A parameter added to the data (a position) is parallel to the earlier ones; it does not process them.
             origin = FROM_INPUT if function in _ADDITIONS else data
             for bit in _bits(weights):
                 self.usage.inputs.setdefault(self.names[bit - 1], origin)
@@ -141,7 +141,7 @@ class UsageMode(TorchFunctionMode):
         self._add(function, arguments, outputs)
 
     def _add(self, function: str, arguments: list[Tensor], outputs: list[Tensor]) -> None:
-        """Add a function to the flow. One of parameters alone (a cast, a normed weight) is part of what uses it."""
+        """Add a function to the flow. A function of parameters only (a cast) counts as part of its user."""
         made_of = [self.origins.get(tensor) for tensor in arguments]
         names = dict.fromkeys(name for origin in made_of if isinstance(origin, tuple) for name in origin)
         below = dict.fromkeys(origin for origin in made_of if isinstance(origin, int))
@@ -182,7 +182,7 @@ class UsageMode(TorchFunctionMode):
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Note when each module is first called, and what functions do not show of it."""
+        """Record the first call of each module, and uses that functions do not show."""
         modules: dict[int, nn.Module] = {}
         handles = []
         for span in self.index.spans:
@@ -204,7 +204,7 @@ class UsageMode(TorchFunctionMode):
         if id(module) not in self.usage.calls:
             self.usage.calls[id(module)] = next(self.clock)
         elif id(module) not in self.usage.looped:
-            # whether its second call works on what came out of the first
+            # whether its second call takes the output of the first
             own = [self.masks.get(parameter, 0) for parameter in module.parameters()]
             if any(self.masks.get(tensor, 0) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
                 self.usage.looped.add(id(module))
@@ -212,7 +212,7 @@ class UsageMode(TorchFunctionMode):
     def _leave(
         self, span: ModuleSpan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
     ) -> None:
-        """Bridge what no function showed: a module that computes in a `torch.autograd.Function` or in a script."""
+        """Connect input and output of modules that compute in a `torch.autograd.Function` or in a script."""
         if self.with_gradient and not torch.is_grad_enabled():
             return
         given = list(tensors_in((args, kwargs)))
@@ -234,7 +234,7 @@ def record_usage(index: ModelIndex, example_input: object, source: str = "exampl
     """Run the model once (see `dry_run`) and report how it used its parameters.
 
     Args:
-        index: the model. Its outermost wrappers (DDP, `torch.compile`) are left out of the forward.
+        index: the model. The forward skips its outermost wrappers (DDP, `torch.compile`).
         example_input: a tensor is the one argument, a tuple or list holds positional arguments, a dict keyword
             arguments. What runs is a copy on the device of the model, and in its floating point dtype.
         source: where the input came from, for the error message.
