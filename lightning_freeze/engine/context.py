@@ -44,6 +44,7 @@ class Context:
 
     def select(self, patterns: Patterns, owner: str) -> list[str]:
         """The names of the selected parameters.
+
         Raises:
             PatternError: a pattern matches nothing.
         """

@@ -1,1 +1,1 @@
-"""A LightningCLI config simulated and costed without being trained."""
+"""Simulate a LightningCLI config and compute its costs, without training."""

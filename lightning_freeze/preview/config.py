@@ -1,6 +1,6 @@
-"""Trainer, model and data of a LightningCLI config, built as the user's own script would build them, and not run.
+"""Build the Trainer, model and data of a LightningCLI config as the user's script would, without running them.
 
-Whatever is wrong with the config, or with the code it names, is one `FreezeError`: a user error, not a crash.
+Any error in the config, or in the code that it names, becomes a `FreezeError`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Adjust = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Built:
-    """What a config describes.
+    """The objects that a config describes.
 
     Attributes:
         trainer: the Trainer, with the callbacks of the config.
         model: the LightningModule.
-        data: the LightningDataModule; None when the model has its own dataloaders.
+        data: the LightningDataModule; None if the model has its own dataloaders.
         config: the parsed options as jsonargparse's Namespace, after `adjust`.
     """
 
@@ -56,18 +56,18 @@ def build(
     adjust: Adjust = lambda trainer: None,
     trainer_class: Callable[[Any], type] | None = None,
 ) -> Built:
-    """Parse the configs of a `fit` and make what they describe. Call it, and use what it made, inside `undisturbed`.
+    """Parse the configs of a `fit`, and build what they describe. Call it, and use the result, inside `undisturbed`.
 
     Args:
-        files: YAML or JSON files of LightningCLI; a later one wins. Their options may stand under `fit:` or not.
+        files: YAML or JSON files of LightningCLI; a later file wins. Options may be under `fit:` or not.
         overrides: further options as on the command line, such as `--trainer.max_epochs=3`.
-        model: `pkg.mod:Class` of the LightningModule, where the user's script names it and the config does not.
-        data: the same of the LightningDataModule.
-        adjust: called with the parsed options of the trainer before anything is made of them; may change them.
-        trainer_class: Lightning package -> the class of the trainer to make, in place of its `Trainer`.
+        model: `pkg.mod:Class` of the LightningModule, if the user's script names it instead of the config.
+        data: the same for the LightningDataModule.
+        adjust: called with the parsed options of the trainer before it is built; may change them.
+        trainer_class: Lightning package -> class to use instead of its `Trainer`.
 
     Raises:
-        FreezeError: a file that cannot be read, a key that does not exist, a class that cannot be made.
+        FreezeError: a file cannot be read, a key does not exist, or a class cannot be instantiated.
     """
     texts = [read(file) for file in files]
     nested = any("fit" in text for text in texts)
@@ -100,21 +100,21 @@ def _builder(base: Any, adjust: Adjust) -> Any:
             adjust(self.config["fit"]["trainer"])
 
         def fit(self, **_: Any) -> None:
-            """What LightningCLI calls in place of `Trainer.fit`."""
+            """The function that LightningCLI calls instead of `Trainer.fit`."""
 
     return Builder
 
 
 def _names_class(value: Any) -> bool:
-    """`class_path: ...`, or the short form of a class name alone."""
+    """Whether an option names a class: `class_path: ...`, or the class name alone."""
     return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
 
 
 def _package(classes: Sequence[Any], options: Sequence[dict[str, Any]]) -> str:
-    """`lightning.pytorch` or `pytorch_lightning`: that of the model's class, else the first that is installed."""
+    """`lightning.pytorch` or `pytorch_lightning`: the package of the model's class, else an installed one."""
     models = [option["model"] for option in options if isinstance(option.get("model"), dict)]
     for path in [str(found["class_path"]) for found in models if "class_path" in found]:
-        with suppress(Exception):  # the parser says what is wrong with it
+        with suppress(Exception):  # the parser reports the error
             module, _, name = path.rpartition(".")
             classes = [*classes, getattr(import_module(module), name)]
     origins = {cls.__module__ for found in classes for cls in getattr(found, "__mro__", ())}
@@ -141,7 +141,7 @@ def _imported(name: str | None, option: str) -> Any:
 
 @contextmanager
 def as_user_error(of: str) -> Iterator[None]:
-    """Turn whatever the parser or the user's code raises into one message."""
+    """Turn any error of the parser or the user's code into one message."""
     try:
         yield
     except FreezeError:
@@ -156,7 +156,7 @@ def as_user_error(of: str) -> Iterator[None]:
         if isinstance(error, SystemExit) and not error.code:  # --help, --print_config
             raise
         ours = next((one for one in chain(error) if isinstance(one, FreezeError)), None)
-        if ours is not None:  # the parser has wrapped it in an error of its own
+        if ours is not None:  # the parser has wrapped our error
             raise ours from error
         of_parser = type(error).__name__ == "ArgumentError" and origin(error) is None
         raise PlanError(f"{of}: {condensed(str(error)) if of_parser else described(error)}") from error
@@ -164,8 +164,10 @@ def as_user_error(of: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(files: Sequence[str | Path]) -> Iterator[None]:
-    """Room for a user's code: its modules are found beside the configs and in the current folder, it reads no command
-    line of ours, Lightning says nothing, and what it does to random state and environment is undone.
+    """Run a user's code without side effects.
+
+    Modules beside the configs and in the current folder can be imported, our command line is hidden, Lightning prints
+    nothing, and random state and environment are restored.
     """
     folders = [str(Path(file).resolve().parent) for file in files]
     path, arguments, environment, state = sys.path[:], sys.argv, dict(os.environ), random.getstate()

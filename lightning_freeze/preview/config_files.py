@@ -1,4 +1,4 @@
-"""The YAML files of a LightningCLI config, read without torch."""
+"""Read the YAML files of a LightningCLI config without importing torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_freeze.errors import PlanError
 
 
 def read(file: str | Path) -> dict[str, Any]:
-    """The options in a file.
+    """Read the options in a file.
 
     Raises:
-        PlanError: it cannot be read, is no YAML, or holds something else than options.
+        PlanError: the file cannot be read, is not valid YAML, or does not contain options.
     """
     try:
         found = yaml.safe_load(Path(file).read_text())

@@ -1,4 +1,4 @@
-"""How many batches an epoch of a config has, without reading one."""
+"""Count the batches of an epoch without reading one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_freeze.errors import FreezeError, PlanError
 
 
 def batches_of(trainer: Any, source: Any, processes: int, given: int | None) -> int:
-    """Batches of an epoch on each process, with the limits of the trainer.
+    """The number of batches per epoch and process, with the limits of the trainer.
 
     Args:
-        trainer: its limits count.
-        source: the data module, or the model that has the dataloaders.
-        processes: the batches are shared out among them.
-        given: the length of the loader, when the user says it.
+        trainer: the trainer with its limits.
+        source: the data module, or the model with the dataloaders.
+        processes: number of processes that share the batches.
+        given: the length of the loader, if the user gives it.
 
     Raises:
-        PlanError: it has no length, or cannot be made.
+        PlanError: the loader has no length, or cannot be built.
     """
     limit = 1.0 if trainer.fast_dev_run else trainer.overfit_batches or trainer.limit_train_batches
     if trainer.fast_dev_run:
@@ -52,7 +52,7 @@ def batches_of(trainer: Any, source: Any, processes: int, given: int | None) -> 
 
 
 def _length(loader: Any, trainer: Any, processes: int) -> int | None:
-    """Of several loaders the longest, as Lightning cycles through the others; None when it is not known."""
+    """The length of the longest loader, because Lightning cycles through the others; None if it is unknown."""
     mode = getattr(loader, "_mode", "max_size_cycle")  # a CombinedLoader
     loaders = _flat(getattr(loader, "iterables", loader))
     lengths = [_of_one(one, trainer, processes) for one in loaders]
@@ -85,7 +85,7 @@ def _of_one(loader: Any, trainer: Any, processes: int) -> int | None:
 
 
 def steps_per_window(trainer: Any) -> int:
-    """Batches to an optimizer step in the epoch that the trainer is in."""
+    """The number of batches per optimizer step in the trainer's current epoch."""
     for callback in trainer.callbacks:
         if hasattr(callback, "get_accumulate_grad_batches"):
             return int(callback.get_accumulate_grad_batches(trainer.current_epoch))

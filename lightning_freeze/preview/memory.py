@@ -1,9 +1,9 @@
-"""Bytes that each process holds, stage by stage, under DDP and FSDP2: of a model that may be on the meta device.
+"""The memory of each process per stage under DDP and FSDP2, in bytes. The model may be on the meta device.
 
-Under DDP every process holds everything. FSDP2 cuts each parameter along its first dimension into parts of
-`ceil(rows / processes)` rows (torch.distributed.fsdp.fully_shard); gradients and optimizer state follow it. Counted is
-rank 0, which holds the largest part. What a group gathers for its forward and backward pass is not counted, nor are
-activations.
+Under DDP every process holds everything. FSDP2 shards each parameter along its first dimension into parts of
+`ceil(rows / processes)` rows (torch.distributed.fsdp.fully_shard), with its gradients and optimizer state. The figures
+are those of rank 0, which holds the largest part. Parameters gathered during forward and backward are not included,
+nor are activations.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lightning_freeze.model.dtensors import is_sharded_tensor
 
 @dataclass(frozen=True)
 class Share:
-    """What one process holds between steps, in bytes.
+    """The memory of one process between steps, in bytes.
 
     Attributes:
-        weights: of all parameters, trainable or not.
-        gradients: of trainable parameters.
-        state: of their optimizer state.
+        weights: all parameters, trainable or not.
+        gradients: gradients of trainable parameters.
+        state: their optimizer state.
     """
 
     weights: float
@@ -32,12 +32,12 @@ class Share:
 
     @property
     def total(self) -> float:
-        """All three."""
+        """The sum of all three."""
         return self.weights + self.gradients + self.state
 
 
 def rows_elements(shape: Sequence[int], world: int) -> int:
-    """Elements that rank 0 of `world` holds of a tensor that FSDP2 cuts along its first dimension.
+    """The number of elements on rank 0 of `world` of a tensor that FSDP2 shards along its first dimension.
 
     Example:
         >>> rows_elements((9, 4), 2), rows_elements((), 2)
@@ -60,15 +60,15 @@ def share(
     state_each: float,
     bytes_each: int | None = None,
 ) -> Share:
-    """What one process holds.
+    """The memory of one process.
 
     Args:
-        parameters: name -> parameter; the shape of a DTensor is that of the whole.
-        trainable: names of those that train.
+        parameters: name -> parameter; the shape of a DTensor is that of the whole tensor.
+        trainable: names of the trainable parameters.
         world: number of processes.
-        sharded: True: FSDP2; where the model is sharded in part, only that part is cut. False: DDP.
+        sharded: True: FSDP2; if only a part of the model is sharded, only that part is divided. False: DDP.
         state_each: bytes of optimizer state per byte of a parameter.
-        bytes_each: of an element; None: as the parameter has it.
+        bytes_each: bytes per element; None: from the parameter's dtype.
     """
     partly = any(map(is_sharded_tensor, parameters.values()))
     sizes = {}

@@ -1,4 +1,4 @@
-"""A mesh for modules that shard themselves in `configure_model`, in one process that stands for rank 0 of many."""
+"""A fake device mesh for modules that shard themselves in `configure_model`: one process acts as rank 0 of many."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning_freeze.errors import PlanError
 
 @contextmanager
 def mesh_of(model: Any, strategy: Any, devices: int, nodes: int) -> Iterator[None]:
-    """Give a LightningModule the device mesh that `ModelParallelStrategy` would give it.
+    """Give a LightningModule the device mesh that `ModelParallelStrategy` would create.
 
-    Collectives of its process group do nothing, so a preview must not need one. Other strategies have no mesh.
+    Collectives in its process group do nothing, so a preview must not depend on them. Other strategies have no mesh.
 
     Args:
         model: the LightningModule.
-        strategy: as the config names it.
-        devices: on each node.
-        nodes: how many.
+        strategy: the strategy of the config.
+        devices: number of devices per node.
+        nodes: number of nodes.
 
     Raises:
-        PlanError: sizes that do not make up the number of processes.
+        PlanError: the product of the sizes is not the number of processes.
     """
     if not str(getattr(strategy, "class_path", "")).endswith("ModelParallelStrategy") or dist.is_initialized():
         yield
@@ -38,7 +38,7 @@ def mesh_of(model: Any, strategy: Any, devices: int, nodes: int) -> Iterator[Non
             f"ModelParallelStrategy: data_parallel_size={sizes[0]} times tensor_parallel_size={sizes[1]} must be the "
             f"number of processes, {devices * nodes}"
         )
-    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend "fake"
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # importing it registers the backend "fake"
 
     dist.init_process_group("fake", rank=0, world_size=sizes[0] * sizes[1], store=FakeStore())
     try:

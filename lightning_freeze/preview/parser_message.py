@@ -1,7 +1,7 @@
-"""One line of what jsonargparse says in thirty: which option of which class is wrong, and what was meant.
+"""Condense the messages of jsonargparse to one line: which option of which class is wrong, and what was meant.
 
-A failed union lists what each of its members expected, indented under it. The line that matters is the one that lies
-deepest under classes and keys that the parser did recognise.
+The message for a failed union lists what each of its members expected, indented. The relevant line is the deepest one
+below classes and keys that the parser recognised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOP = ("ckpt_path", "data", "lr_scheduler", "model", "optimizer", "seed_everyth
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A line that says what is wrong, and the keys and classes that it lies under, the outermost first."""
+    """A line with an error, and the keys and classes above it, outermost first."""
 
     text: str
     above: tuple[str, ...]
@@ -42,7 +42,7 @@ class _Leaf:
 
 
 def condensed(message: str) -> str:
-    """What is wrong with a config, from the message of its parser."""
+    """The error in a config, in one line, from the parser's message."""
     leaves = _leaves(message)
     if not leaves:
         return message
@@ -69,7 +69,7 @@ def _leaves(message: str) -> list[_Leaf]:
 
 
 def _named(leaf: _Leaf) -> str | None:
-    """A name that does not exist, with the nearest one that does."""
+    """The message for a name that does not exist, with the nearest existing one."""
     text, owner = leaf.text, leaf.owner or ""
     where = f"{leaf.keys[0]}: " if leaf.keys else ""
     if found := re.match(r"Option '([^']+)' is not accepted", text):
@@ -89,7 +89,7 @@ def _named(leaf: _Leaf) -> str | None:
 
 
 def _wrong_type(leaf: _Leaf, others: Iterable[_Leaf], message: str) -> str:
-    """A value of another type than any of those expected."""
+    """The message for a value of a wrong type."""
     expected = list(dict.fromkeys(_plain(one.text) for one in others if one.above == leaf.above))
     value = re.search(r"Got value: (.*)", leaf.text) or re.search(r"Given value: (.*)", message)
     got = f", got {value[1]}" if value else ""
@@ -117,7 +117,7 @@ def _arguments(class_path: str) -> list[str]:
 
 
 def _meant_option(option: str) -> str:
-    """The nearest option of a config: of its top, or of the Trainer."""
+    """The nearest option at the top level of a config, or of the Trainer."""
     top, dot, name = option.partition(".")
     near = get_close_matches(top, _TOP, n=1)
     if top in _TOP and top == "trainer" and dot:

@@ -1,4 +1,4 @@
-"""What each stage of a schedule costs: one real training step of each, relative to training everything."""
+"""The cost of each stage of a schedule: one real training step each, relative to training everything."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Savings:
     """The costs of a schedule.
 
     Attributes:
-        model: its name.
-        full: a step that trains what required a gradient before the fit, with nothing held.
-        stages: when, what has been unfrozen, and the cost of a step; one for each state the schedule goes through.
+        model: the name of the model.
+        full: the cost of a step that trains all parameters that required a gradient before the fit.
+        stages: for each state of the schedule: when it begins, what was unfrozen, and the cost of a step.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Savings:
     stages: list[tuple[str, str, Cost]] = field(default_factory=list)
 
     def table(self) -> str:
-        """The costs, each relative to the full step as well, and the reasons below."""
+        """The table of costs, absolute and relative to the full step, with the reasons below."""
         width = screen_width()
         headings = ("parameters", "forward", "backward", "kept for\nbackward", "gradients", "optimizer\nstate", "time")
         columns = [Column("from: trains"), *(Column(heading, right=True) for heading in headings)]
@@ -46,7 +46,7 @@ class Savings:
         return "\n".join([f"One training step of {self.model}", grid(columns, rows, width), *lines])
 
     def _rows(self, name: str, found: Cost) -> list[list[str]]:
-        """The figures, and under them what part of the full step they are."""
+        """The rows of figures, each followed by its percentage of the full step."""
         cells = [cell.partition("\n") for cell in self._cells(found)]
         return [[name, *(value for value, _, _ in cells)], ["", *(share for _, _, share in cells)]]
 
@@ -80,11 +80,11 @@ def savings(
         files: the configs; a later one wins.
         overrides: further options as on the command line.
         model: `pkg.mod:Class` of the LightningModule, where the config does not name it.
-        data: the same of the LightningDataModule.
-        steps_per_epoch: batches of an epoch, in place of the length of the dataloader.
+        data: the same for the LightningDataModule.
+        steps_per_epoch: batches per epoch, instead of the length of the dataloader.
 
     Raises:
-        FreezeError: whatever the run would fail on.
+        FreezeError: the run would fail.
     """
     walk = _Walk(data_is_ready=steps_per_epoch is None)
     with config.undisturbed(files):
@@ -95,10 +95,10 @@ def savings(
 
 
 class _Walk:
-    """Measures whenever something has changed since the last look.
+    """Measure a step whenever the trainable set has changed.
 
     Args:
-        data_is_ready: whether the data module has been set up; with a given length of the epoch it has not.
+        data_is_ready: whether the data module is set up; it is not if the length of an epoch is given.
     """
 
     def __init__(self, data_is_ready: bool) -> None:
@@ -148,7 +148,7 @@ def _what(run: Reconciler, names: frozenset[str]) -> str:
 
 @contextmanager
 def _everything(run: Reconciler) -> Iterator[None]:
-    """The model as it was before the callbacks: for a while, everything trains and nothing is held."""
+    """Temporarily train everything and hold nothing, as before the callbacks."""
     view = run.view
     modules = [span.module for span in run.index.spans]
     flags = {name: parameter.requires_grad for name, parameter in run.index.parameters.items()}
@@ -186,7 +186,7 @@ def _first_batch(trainer: Any, module: Any) -> Any:
 
 
 def loss_of(module: Any, batch: Any) -> Tensor:
-    """The loss of a step outside a fit: what it logs goes nowhere."""
+    """The loss of a step outside a fit; logged values are discarded."""
     quiet = {name: lambda *_, **__: None for name in ("log", "log_dict")}
     before = {name: vars(module).get(name) for name in quiet}
     vars(module).update(quiet)

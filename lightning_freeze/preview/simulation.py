@@ -1,4 +1,4 @@
-"""A whole schedule before it is run: the real model, optimizers, schedulers and reconciler, without a batch of data."""
+"""Simulate a whole schedule with the real model, optimizers, schedulers and reconciler, without training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lightning_freeze.trainer.strategies import check_strategy, check_unused
 OnChange = Callable[[Any, Any, Reconciler], None]
 Shares = dict[tuple[int, bool], dict[int, Share]]
 _PROBE_ELEMENTS = 24  # of `state_after_step`
-_SAMPLES = 400  # within a run, beside those at changes and at the start of epochs
+_SAMPLES = 400  # samples per run, in addition to those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
     "plugins": None, "profiler": None, "sync_batchnorm": False, "benchmark": None, "deterministic": None,
@@ -43,18 +43,18 @@ _QUIET: dict[str, Any] = {
 
 @dataclass
 class Preview:
-    """What a run will do.
+    """The result of a preview.
 
     Attributes:
-        run: the reconciler, as it is at the end of the run.
+        run: the reconciler at the end of the run.
         table: the table that the run prints at its start.
-        timeline: stages by time.
-        epochs: how many the run has.
-        steps: optimizer steps of the run.
-        processes: that the config asks for.
-        bytes_each: of an element of a parameter, as the config's precision has it; None: as in the model.
-        remarks: what had to be assumed.
-        shares: (processes, whether sharded) -> trainable elements -> what one process holds; empty if not asked for.
+        timeline: stages over time.
+        epochs: number of epochs.
+        steps: number of optimizer steps.
+        processes: number of processes in the config.
+        bytes_each: bytes per element of a parameter in the config's precision; None: as in the model.
+        remarks: the assumptions that were made.
+        shares: (processes, whether sharded) -> trainable elements -> memory of one process; empty if not requested.
     """
 
     run: Reconciler
@@ -86,15 +86,15 @@ def preview(
     Args:
         files: the configs; a later one wins.
         overrides: further options as on the command line.
-        model: `pkg.mod:Class`, where the config does not name it.
-        data: the same of the data module.
-        steps_per_epoch: batches of an epoch, in place of the length of the dataloader, which is not made then.
+        model: `pkg.mod:Class`, if the config does not name it.
+        data: the same for the data module.
+        steps_per_epoch: batches per epoch, instead of the length of the dataloader, which is then not built.
         on_change: called with trainer, model and reconciler whenever these are as in the real run.
-        meta: build the model on the meta device, where its size does not matter.
-        worlds: numbers of processes to compute the memory of one process for.
+        meta: whether to build the model on the meta device, which takes no memory.
+        worlds: numbers of processes for which to compute the memory of one process.
 
     Raises:
-        FreezeError: whatever the run would fail on.
+        FreezeError: the run would fail.
     """
     asked: dict[str, Any] = {}
     device = torch.device("meta") if meta else nullcontext()
@@ -106,25 +106,25 @@ def preview(
         return _simulate(built, asked, steps_per_epoch, on_change, worlds)
 
 
-# ---- a trainer that stands still
+# ---- a trainer that does not run
 
 
 def _trainer_class(package: Any) -> type:
     class PreviewTrainer(package.Trainer):  # type: ignore[misc]
-        """A Trainer whose progress is set from outside; user code asks it in configure_optimizers."""
+        """A Trainer whose progress is set from outside; the user's `configure_optimizers` may ask it."""
 
         epoch, steps, batches = 0, 0, 1
         current_epoch = property(lambda self: self.epoch)
         global_step = property(lambda self: self.steps)
         num_training_batches = property(lambda self: self.batches)
-        train_dataloader = property(lambda self: ())  # there is one; so nothing loads it to learn its length
+        train_dataloader = property(lambda self: ())  # so that nothing loads the data to determine its length
         callback_metrics = property(lambda self: _Constant())
 
     return PreviewTrainer
 
 
 class _Constant(Mapping[str, torch.Tensor]):
-    """Metrics that never improve, under any name: a metric trigger fires as early as it can."""
+    """Metrics of any name that never improve, so that a metric trigger fires as early as possible."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.tensor(1.0)
@@ -140,7 +140,7 @@ class _Constant(Mapping[str, torch.Tensor]):
 
 
 def _take_over(options: Any, asked: dict[str, Any]) -> None:
-    """Keep what the config asks for, and let the trainer be one that any machine can make."""
+    """Record the config's settings, and replace those that this machine may not support."""
     asked.update({name: options.get(name) for name in _QUIET})
     for name, value in _QUIET.items():
         if name in options:
@@ -148,7 +148,7 @@ def _take_over(options: Any, asked: dict[str, Any]) -> None:
 
 
 def _check_strategy(asked: Mapping[str, Any], package: str, policies: Sequence[Policy], processes: int) -> None:
-    """Refuse by class what the run refuses: the strategy itself may need what is not installed here."""
+    """Refuse the strategies that a run refuses, by class: building one may need packages not installed here."""
     strategy = asked["strategy"]
     if isinstance(strategy, str):
         registry = import_module(f"{package}.strategies").StrategyRegistry
@@ -228,7 +228,7 @@ def _bytes_each(precision: Any) -> int | None:
 def _add_shares(
     found: Shares, worlds: Sequence[int], bytes_each: int | None, remarks: list[str], run: Reconciler
 ) -> Shares:
-    """What one process holds now, for every number of processes, under DDP and FSDP2."""
+    """Record the current memory of one process for every number of processes, under DDP and FSDP2."""
     parameters = run.index.parameters
     dtype = next(iter(parameters.values())).dtype
     try:
@@ -245,12 +245,12 @@ def _add_shares(
 
 
 def _show_a_batch(session: Session, trainer: Any, model: Any, source: Any) -> None:
-    """Let a batch of the training data show the stages that nobody named, where there is one."""
+    """Discover stages from a batch of the training data, if there is one."""
     try:
         with same_random_state():
             batch = trainer.strategy.batch_to_device(next(iter(source.train_dataloader())))
     except Exception:
-        session.assume(trainer, model)  # the length of an epoch was given because the data is not here
+        session.assume(trainer, model)  # the length of an epoch was given, so the data may not be available
     else:
         session.see(trainer, model, batch, 0)
 
@@ -269,7 +269,7 @@ def _processes(asked: Mapping[str, Any], remarks: list[str]) -> int:
 
 
 def _prepare(trainer: Any, model: Any, data: Any, package: str, processes: int, steps_per_epoch: int | None) -> None:
-    """Model, data and trainer know each other, and the trainer knows the length of an epoch."""
+    """Connect model, data and trainer, and set the length of an epoch."""
     trainer.state.fn = import_module(f"{package}.trainer.states").TrainerFn.FITTING
     trainer.strategy.connect(model)
     trainer._data_connector.attach_data(model, datamodule=data)
@@ -283,13 +283,13 @@ def _prepare(trainer: Any, model: Any, data: Any, package: str, processes: int, 
 
 
 class Simulation:
-    """Walks through a run: epochs, windows of accumulation, schedulers at their interval, validations.
+    """Step through a run: epochs, accumulation windows, schedulers at their interval, validations.
 
     Args:
         trainer: a PreviewTrainer.
         model: its LightningModule.
         run: the reconciler of its callbacks.
-        remarks: added to.
+        remarks: a list that remarks are added to.
     """
 
     def __init__(self, trainer: Any, model: Any, run: Reconciler, remarks: list[str]) -> None:
@@ -322,8 +322,8 @@ class Simulation:
             trainer.epoch += 1
         self.timeline.end = float(self.time)
         end = Progress(trainer.epoch - 1, trainer.steps, self.total, self.calendar)
-        for policy in self.run.policies if not trainer.fast_dev_run else ():  # it ends early by design
-            self.remarks += policy.foreseen(end) or policy.warnings(end)  # what fit only warns of is no error
+        for policy in self.run.policies if not trainer.fast_dev_run else ():  # it is designed to end early
+            self.remarks += policy.foreseen(end) or policy.warnings(end)  # fit only warns of this
         found = Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
         found.shares = self.shares
         return found
@@ -397,10 +397,10 @@ class Simulation:
 
 
 def state_per_element(optimizer: Any, dtype: torch.dtype) -> float:
-    """Bytes of optimizer state per element of a parameter.
+    """The bytes of optimizer state per element of a parameter.
 
     Raises:
-        FreezeError: an optimizer like it cannot be made, as one with a constructor of its own.
+        FreezeError: a similar optimizer cannot be made, for example because of its constructor.
     """
     state = state_after_step(optimizer, dtype)
     if state is None:

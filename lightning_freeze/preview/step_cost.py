@@ -1,4 +1,4 @@
-"""What one training step costs, and why what is frozen still does: measured, not estimated."""
+"""Measure the cost of one training step, and find why frozen layers still cost something."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _LOST = "None of the inputs have requires_grad=True"
 
 @dataclass
 class Cost:
-    """One training step.
+    """The cost of one training step.
 
     Attributes:
-        trainable: elements of trainable parameters.
-        forward: floating point operations of the forward pass.
-        backward: those of the backward pass, with what gradient checkpointing computes again.
-        saved: bytes that autograd keeps from the forward to the backward pass, without parameters.
+        trainable: number of elements of trainable parameters.
+        forward: floating-point operations of the forward pass.
+        backward: floating-point operations of the backward pass, including recomputation by checkpointing.
+        saved: bytes that autograd saves for the backward pass, without parameters.
         gradients: bytes of gradients.
-        seconds: of forward and backward.
+        seconds: time of forward and backward in seconds.
         reasons: why frozen parameters still cost something.
-        state: bytes of optimizer state; filled in by who knows the optimizer.
+        state: bytes of optimizer state; set by a caller that knows the optimizer.
     """
 
     trainable: int
@@ -51,7 +51,7 @@ class Cost:
 
 @dataclass
 class _Notes:
-    """What the modules showed in a forward pass, by name, in order of their calls."""
+    """Observations of modules in a forward pass, by name, in order of their calls."""
 
     saved: dict[str, dict[int, int]] = field(default_factory=dict)
     begins: list[str] = field(default_factory=list)
@@ -59,14 +59,14 @@ class _Notes:
 
 
 def cost(model: nn.Module, step: Callable[[], Tensor], repeats: int = 3) -> Cost:
-    """Measure a training step of a model as it is now: flags, modes and all.
+    """Measure a training step of a model with its current flags and modes.
 
-    Buffers, random state and gradients are put back; no optimizer steps.
+    Buffers, random state and gradients are restored; no optimizer steps.
 
     Args:
-        model: its parameters and modules are looked at.
-        step: makes the loss, as `training_step` does.
-        repeats: how often the step is timed; the median counts.
+        model: the model to measure.
+        step: computes the loss, as `training_step` does.
+        repeats: number of timed steps; the median is reported.
 
     Raises:
         PlanError: nothing trains.
@@ -135,7 +135,7 @@ def _convolution_backward(
     gradient: Any, inputs: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int, wanted: Any, **_: Any,
 ) -> int:  # fmt: skip
-    """As much as the forward pass for each of the two gradients; torch's own formula does not know groups."""
+    """Each of the two gradients costs as much as the forward pass; torch's own formula ignores groups."""
     return int(conv_flop_count(inputs, weight, gradient, transposed=transposed)) * sum(map(bool, wanted[:2]))
 
 
@@ -152,7 +152,7 @@ def _now(parameter: Tensor) -> float:
 
 @contextmanager
 def _gathered() -> Iterator[list[warnings.WarningMessage]]:
-    """What is warned of inside; it is passed on afterwards, but for what `_lost` says better."""
+    """Collect warnings and pass them on afterwards, except those that `_lost` replaces."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -163,7 +163,7 @@ def _gathered() -> Iterator[list[warnings.WarningMessage]]:
 
 @contextmanager
 def _watched(index: ModelIndex, notes: _Notes) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps; which module keeps it, and through which the backward pass goes."""
+    """Record the bytes that autograd saves per module, and the modules that the backward pass runs through."""
     saved: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in index.parameters.values()}
     stack: list[str] = []

@@ -1,4 +1,4 @@
-"""The preview as text: the run's own table, then stages by time with rates, and what each part of the run costs."""
+"""The preview as text: the table of the run, stages over time with rates, and the memory of each part of the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_freeze.report.grid import RULE, Column, grid, paragraph, width_of
 from lightning_freeze.report.rendering import screen_width, size, value_range
 from lightning_freeze.report.timeline import Sample
 
-_COLUMNS = 8  # more parts of a run than that are shown as so many equal ones
+_COLUMNS = 8  # if a run has more parts, it is shown in this many equal parts
 
 
 def text(found: Preview) -> str:
-    """Everything, for a terminal."""
+    """The whole preview as text for a terminal."""
     steps = f"{found.epochs} epochs, {found.steps:,} optimizer steps"
     on = f" on each of {found.processes} processes" if found.processes > 1 else ""
     optimizers = ", ".join(type(slotted.optimizer).__name__ for slotted in found.run.optimizers)
@@ -34,7 +34,7 @@ Table = tuple[list[Column], list[list[str]]]
 
 
 def _fitting(table: Callable[[int], Table], width: int) -> str:
-    """The table with as many parts of the run as the screen has room for."""
+    """The table with as many parts of the run as fit the screen."""
     columns, rows = table(_COLUMNS)
     for most in range(_COLUMNS - 1, 1, -1):
         if width_of(columns, rows) <= width:
@@ -44,7 +44,7 @@ def _fitting(table: Callable[[int], Table], width: int) -> str:
 
 
 def _memory(found: Preview, most: int) -> Table:
-    """What one process holds in each part of the run, by number of processes and strategy."""
+    """The memory of one process in each part of the run, by number of processes and strategy."""
     parts = _parts(found, most)
     rows = []
     for (world, sharded), by_count in found.shares.items():
@@ -63,7 +63,7 @@ def _heads(parts: Sequence[Sequence[Sample]]) -> list[Column]:
 
 
 def _by_time(found: Preview, state: float | None, most: int) -> Table:
-    """Stages by time: a column for each part of the run, at most so many."""
+    """Stages over time, with one column per part of the run, at most `most`."""
     parts = _parts(found, most)
     counts = [max(sample.trainable for sample in part) for part in parts]
     columns = [Column("stage"), Column("factor", True, 1, told=False), *_heads(parts)]
@@ -82,7 +82,7 @@ def _by_time(found: Preview, state: float | None, most: int) -> Table:
 
 
 def _parts(found: Preview, most: int) -> list[list[Sample]]:
-    """The samples from one change to the next, or in equal parts of the run where there are many changes."""
+    """The samples between changes, or in equal parts of the run if there are many changes."""
     samples = found.timeline.samples
     starts = [0, *(place for place, sample in enumerate(samples) if place and sample.change)]
     if len(starts) > most:
@@ -105,7 +105,7 @@ def _factor(found: Preview, stage: str) -> str:
 
 
 def _element(found: Preview) -> float:
-    """Bytes of an element of a gradient, on average."""
+    """The average number of bytes per element of a gradient."""
     if found.bytes_each is not None:
         return float(found.bytes_each)
     parameters = found.run.index.parameters.values()
@@ -113,7 +113,7 @@ def _element(found: Preview) -> float:
 
 
 def _state(found: Preview) -> float | None:
-    """Bytes of optimizer state per trainable element; None when it is not known."""
+    """The bytes of optimizer state per trainable element; None if unknown."""
     dtype = next(iter(found.run.index.parameters.values())).dtype
     try:
         each = max(state_per_element(slotted.optimizer, dtype) for slotted in found.run.optimizers)

@@ -1,4 +1,4 @@
-"""Where an error comes from in the user's own code: file, line, and what stands there."""
+"""Find the line of the user's own code that an error comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Not the user's own: the standard library, what is installed, and this package.
+# Paths of code that is not the user's own: the standard library, installed packages, this package.
 _OTHERS = tuple(
     str(Path(folder).resolve())
     for folder in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
@@ -20,11 +20,11 @@ class Origin:
     """An error, and the line of the user's own code that led to it.
 
     Attributes:
-        error: the one that was raised first.
-        file: as short as it can be from the current folder.
-        line: counted from 1.
-        function: where the line stands; `<module>` at the top of a file.
-        text: the line.
+        error: the error that was raised first.
+        file: the path, relative to the current folder if that is shorter.
+        line: line number, from 1.
+        function: the function of the line; `<module>` at the top level of a file.
+        text: the source line.
     """
 
     error: BaseException
@@ -35,7 +35,7 @@ class Origin:
 
 
 def origin(error: BaseException) -> Origin | None:
-    """The first error in the chain of an error that passed through the user's own code; None when none did."""
+    """The first error in a chain that passed through the user's own code; None if none did."""
     for one in reversed(list(chain(error))):
         for frame in reversed(traceback.extract_tb(one.__traceback__)):
             if _is_own(frame.filename):
@@ -45,7 +45,7 @@ def origin(error: BaseException) -> Origin | None:
 
 
 def described(error: BaseException) -> str:
-    """The class and the text of an error, and below it the line of the user's own code that it came from."""
+    """The class and text of an error, followed by the line of the user's own code that it came from."""
     found = origin(error)
     first = error if found is None else found.error
     said = f"{type(first).__name__}: {first}"
@@ -53,7 +53,7 @@ def described(error: BaseException) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on; each once, for `raise inner from outer` closes a circle."""
+    """An error and the errors it was raised from, without duplicates: `raise inner from outer` makes a cycle."""
     seen: dict[int, BaseException] = {}
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

@@ -1,1 +1,1 @@
-"""All that knows Lightning's Trainer, its strategies, or ranks."""
+"""Everything that depends on Lightning's Trainer, its strategies, or ranks."""

@@ -1,7 +1,7 @@
-"""The one place that chooses between `lightning.pytorch` and `pytorch_lightning`.
+"""The only import of `lightning.pytorch` or `pytorch_lightning`.
 
-Both can be installed, and a Trainer and a LightningCLI of either must accept our callbacks: `Callback` descends from
-every one that is installed, whichever the user has imported first.
+If both are installed, the Trainer and LightningCLI of either must accept our callbacks, whichever was imported first.
+So `Callback` is a subclass of both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _packages() -> list[Any]:
     for name in PACKAGES:
         with suppress(ModuleNotFoundError):
             found.append(import_module(name))
-    if imported:  # each package sends the messages of both to its own logger; those of the user's go on
+    if imported:  # importing a package redirects messages of both to its own logger; the user's package keeps them
         messages.log = log
     if not found:
         raise ImportError("lightning_freeze needs PyTorch Lightning.\n  pip install lightning")
@@ -29,6 +29,6 @@ def _packages() -> list[Any]:
 
 
 Callback = type("Callback", tuple(package.Callback for package in _packages()), {"__module__": __name__})
-LightningModule = Trainer = Any  # for annotations only; type checkers read _lightning.pyi
+LightningModule = Trainer = Any  # for annotations; type checkers read _lightning.pyi
 
 __all__ = ["PACKAGES", "Callback", "LightningModule", "Trainer"]

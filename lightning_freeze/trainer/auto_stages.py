@@ -1,4 +1,4 @@
-"""Stages that nobody named, in a Trainer: from an example input, the first batch, or the checkpoint of the run."""
+"""Discover stages in a Trainer: from an example input, the first batch, or the checkpoint of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_freeze.trainer.ranks import from_rank_0
 
 
 class AutoStages(Discovery):
-    """Waits for the first batch where the model has no `example_input_array`."""
+    """Discovery that waits for the first batch if the model has no `example_input_array`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class AutoStages(Discovery):
         self._resumed = True
 
     def see(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the first batch. All ranks look, and all take what rank 0 saw."""
+        """Discover stages from the first batch. All ranks run it, and all use the result of rank 0."""
         look, why = look_at(trainer, module, batch, batch_idx, thaw=self.thaw)
         self._look, why = from_rank_0((look.plain(), why))
         self.remarks += _remarks(self._look, why)

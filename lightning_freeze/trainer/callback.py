@@ -1,4 +1,4 @@
-"""What all callbacks of this package share: each hook calls the `Session` of its fit."""
+"""The base class of all callbacks of this package: each hook calls the `Session` of its fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_freeze.trainer.session import last_session, session_of
 
 
 class FreezeCallback(Policy, Callback):
-    """A policy in a Trainer. Subclasses say what they want; no hook of theirs touches a parameter.
+    """A policy as a Lightning callback. Subclasses declare what they want; their hooks never change a parameter.
 
-    Any of the policies may be the first to be called at a moment, and acts for all of them: their order in the
-    list of callbacks does not matter.
+    The first policy that Lightning calls at some moment acts for all policies, so their order in the list of callbacks
+    does not matter.
     """
 
-    needs_trainer: bool = False  # True: hooks of a Trainer do part of its work, so a Freezer refuses it
+    needs_trainer: bool = False  # True: it needs the hooks of a Trainer, so a Freezer refuses it
 
     def __repr__(self) -> str:
         return call_of(self)
@@ -36,7 +36,7 @@ class FreezeCallback(Policy, Callback):
         session_of(trainer).start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # on_train_epoch_start is skipped for the first epoch after a resume from within an epoch
+        # Lightning skips on_train_epoch_start when a run is resumed within an epoch
         session = session_of(trainer)
         session.reconcile(trainer, pl_module)
         if not session.waits:
@@ -81,5 +81,5 @@ class FreezeCallback(Policy, Callback):
             session.save(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == "fit":  # validate, test and predict load checkpoints too
+        if trainer.state.fn == "fit":  # validate, test and predict also load checkpoints
             session_of(trainer).load(checkpoint)

@@ -1,7 +1,7 @@
-"""torch.compile under a schedule: every new trainable set is a new graph, and torch stops at the ninth.
+"""Make room for the graphs of torch.compile: every new trainable set is a new graph, and torch stops at the ninth.
 
-Past `torch._dynamo.config.recompile_limit` a function runs uncompiled for good, with a line in a log. So the limit
-is raised for the time of a fit, and put back.
+Beyond `torch._dynamo.config.recompile_limit` a function stays uncompiled, with only a line in a log. So the limit is
+raised during a fit, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch._dynamo import config
 
 _NAMES = ("recompile_limit", "accumulated_recompile_limit")
 _OLD_NAMES = ("cache_size_limit", "accumulated_cache_size_limit")  # before torch 2.7
-_GRAPHS = 4  # of one function for one trainable set: train and eval mode, with and without gradients
+_GRAPHS = 4  # graphs of one function for one trainable set: train and eval mode, with and without gradients
 
 
 def limits() -> tuple[int, int]:
-    """Graphs per function, and per function with all that it was compiled for before, as they are now."""
+    """The current limits of graphs per function, and of graphs accumulated per function."""
     first, second = (getattr(config, name) for name in _names())
     return int(first), int(second)
 
@@ -27,10 +27,10 @@ def _names() -> tuple[str, str]:
 
 
 class Compiling:
-    """Room for the graphs of a schedule, and a look at whether what trains gets gradients.
+    """Make room for the graphs of a schedule, and check that unfrozen parameters get gradients.
 
     Args:
-        changes: how many changes of the trainable set the schedule is known to have.
+        changes: known number of changes of the trainable set.
 
     Example:
         >>> before = limits()
@@ -53,19 +53,19 @@ class Compiling:
             setattr(config, name, max(getattr(config, name), before + _GRAPHS * (changes + 1)))
 
     def changed(self, unfrozen: dict[str, nn.Parameter]) -> None:
-        """The trainable set has changed; these parameters should get gradients from the next step on."""
+        """Called when the trainable set has changed: these parameters should get gradients from the next step on."""
         self._done += 1
         self._pending = unfrozen
         if self._done > self._expected:
             self._make_room(self._done)
 
     def without_gradient(self) -> Sequence[str]:
-        """After the first backward pass since a change: what was unfrozen and, like all of it, got no gradient."""
+        """The unfrozen parameters, if none of them got a gradient in the first backward pass after a change."""
         pending, self._pending = self._pending, {}
         lost = [name for name, parameter in pending.items() if parameter.grad is None]
         return lost if len(lost) == len(pending) else []
 
     def close(self) -> None:
-        """Put the limits back."""
+        """Restore the limits."""
         for name, before in zip(_names(), self._before, strict=True):
             setattr(config, name, before)

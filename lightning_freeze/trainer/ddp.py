@@ -1,8 +1,8 @@
-"""DistributedDataParallel reduces exactly what trains.
+"""Make DistributedDataParallel reduce exactly the trainable parameters.
 
-DDP's reducer takes the parameters that require a gradient when it is built. A parameter unfrozen later is never
-reduced, and the replicas drift apart in silence. So the reducer is built anew when the trainable set changes. The
-wrapper stays the same object: whoever holds it goes on with the new reducer. Nothing here needs a Trainer.
+DDP's reducer covers the parameters that require a gradient when it is built. It never reduces a parameter that is
+unfrozen later, so replicas would silently drift apart. So the reducer is rebuilt when the trainable set changes. The
+wrapper stays the same object, and references to it stay valid. Nothing here needs a Trainer.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rebuild(wrapper: nn.Module | None, *, unused: bool = False) -> bool:
-    """Build the reducer of a DDP wrapper anew for what requires a gradient now. False when it is no such wrapper.
+    """Rebuild the reducer of a DDP wrapper for the current trainable parameters. Returns False for other modules.
 
-    The replicas are equal, so nothing is sent.
+    Replicas are equal, so nothing is communicated.
 
     Args:
         wrapper: the module that is called in training.
-        unused: whether some of it may get no gradient in a step; otherwise as the user asked.
+        unused: whether parameters may get no gradient in a step; otherwise the user's setting applies.
     """
     if not isinstance(wrapper, DistributedDataParallel):
         return False
@@ -40,7 +40,7 @@ def rebuild(wrapper: nn.Module | None, *, unused: bool = False) -> bool:
 
 
 def _take_over(ddp: Any, static: bool) -> None:
-    """Tell the new reducer what the old one had been told since its construction."""
+    """Pass on to the new reducer what was set on the old one after its construction."""
     if ddp.mixed_precision is not None:
         ddp.reducer._set_mixed_precision_param_dtype(ddp.mixed_precision.param_dtype)
     if static:
@@ -48,7 +48,7 @@ def _take_over(ddp: Any, static: bool) -> None:
     for hook, state in ddp._comm_hooks:
         _reset(state)
         dist._register_comm_hook(ddp.reducer, state, hook)  # type: ignore[attr-defined]
-    if ddp._accum_grad_hooks:  # compiled autograd reduces by hooks in Python
+    if ddp._accum_grad_hooks:  # compiled autograd reduces in Python hooks
         for handle in ddp._accum_grad_hooks:
             handle.remove()
         ddp._accum_grad_hooks.clear()
@@ -56,7 +56,7 @@ def _take_over(ddp: Any, static: bool) -> None:
 
 
 def _reset(state: Any) -> None:
-    """PowerSGD keeps one error and one low-rank matrix per bucket; the buckets are others now."""
+    """Reset PowerSGD, which keeps an error and a low-rank matrix per bucket: the buckets have changed."""
     if isinstance(state, PowerSGDState):
         state.error_dict.clear()
         state.p_memory_dict.clear()

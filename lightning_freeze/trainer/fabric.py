@@ -1,6 +1,6 @@
-"""What the package knows of Lightning Fabric: its wrappers, and how its strategies save and load.
+"""Support for Lightning Fabric: its wrappers, and how its strategies save and load.
 
-By attribute and class name: nothing of `lightning.fabric` is imported.
+Classes are recognised by name and attributes: `lightning.fabric` is not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning_freeze.trainer.fsdp_checkpoints import peek
 
 
 class Stateful(Protocol):
-    """What `fabric.save` and `fabric.load` treat as an object with state."""
+    """The base class by which `fabric.save` and `fabric.load` recognise objects with state."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -28,12 +28,12 @@ class Stateful(Protocol):
 
 
 def strategy_of(module: nn.Module) -> Any | None:
-    """The strategy that `fabric.setup` set a module up for; None for a module of no Fabric."""
+    """The strategy of a module from `fabric.setup`; None for other modules."""
     return getattr(module, "_strategy", None) if _is_a(module, "_FabricModule") else None
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's module, inside the wrappers of Fabric, DDP and `torch.compile`."""
+    """The user's module without the wrappers of Fabric, DDP and `torch.compile`."""
     if _is_a(module, "_FabricModule"):
         return unwrapped(module._forward_module)  # type: ignore[arg-type]
     if isinstance(module, DistributedDataParallel):
@@ -42,7 +42,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def unwrapped_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside Fabric's wrapper."""
+    """The optimizer without Fabric's wrapper."""
     return optimizer.optimizer if _is_a(optimizer, "_FabricOptimizer") else optimizer  # type: ignore[attr-defined]
 
 
@@ -51,7 +51,7 @@ def _is_a(thing: object, name: str) -> bool:
 
 
 def check_fabric(strategy: Any, owner: str) -> None:
-    """Refuse a strategy of Fabric whose checkpoints cannot hold a frozen part.
+    """Refuse a Fabric strategy whose checkpoints cannot contain frozen parameters.
 
     Raises:
         UnsupportedStrategyError: FSDP1.
@@ -64,15 +64,15 @@ def check_fabric(strategy: Any, owner: str) -> None:
 
 
 def guard(strategy: Any, freezer: Stateful, optimizers: Sequence[SlottedOptimizer]) -> None:
-    """Let `fabric.save` and `fabric.load` take the freezer in any place of the state.
+    """Let `fabric.save` and `fabric.load` accept the freezer anywhere in the state.
 
-    Its state is loaded before that of the optimizers: their groups have to be those of the checkpoint by then. Torch's
-    distributed state dicts, which FSDP2 uses, take no empty group. Methods are shadowed on the strategy.
+    The freezer is loaded before the optimizers, because their groups must already be those of the checkpoint. Torch's
+    distributed state dicts, which FSDP2 uses, refuse empty groups. Methods are shadowed on the strategy.
 
     Args:
-        strategy: of Fabric.
-        freezer: found in the state by identity.
-        optimizers: no slot of theirs is empty while FSDP2 saves or loads.
+        strategy: the strategy of Fabric.
+        freezer: the freezer; it is found in the state by identity.
+        optimizers: optimizers whose empty slots are filled while FSDP2 saves or loads.
     """
     strategy.load_checkpoint = partial(_load, strategy, freezer, optimizers)
     if _is_a(strategy, "ModelParallelStrategy"):
@@ -80,7 +80,7 @@ def guard(strategy: Any, freezer: Stateful, optimizers: Sequence[SlottedOptimize
 
 
 def release(strategy: Any) -> None:
-    """Leave the strategy as it was before `guard`."""
+    """Undo `guard`."""
     for method in ("load_checkpoint", "save_checkpoint"):
         vars(strategy).pop(method, None)
 
@@ -110,7 +110,7 @@ def _load(
     freezer.load_state_dict(peek(strategy.broadcast(path), kwargs.get("weights_only"))[keys[0]])
     with _no_empty_slots(optimizers):
         remainder = load(state, **kwargs)
-    state.update(dict.fromkeys(keys, freezer))  # FSDP2 puts the saved dict in its place
+    state.update(dict.fromkeys(keys, freezer))  # FSDP2 replaces it by the saved dict
     return remainder
 
 

@@ -1,7 +1,7 @@
-"""Strategies that load a checkpoint themselves, after `on_fit_start`: FSDP and FSDP2.
+"""Support for strategies that load a checkpoint after `on_fit_start`: FSDP and FSDP2.
 
-They leave the optimizer's state to torch, which takes no empty group, and which loads the state of what requires a
-gradient at that moment: too few, and state is lost in silence; too many, and it raises.
+Torch loads their optimizer state. It refuses empty groups, and it loads the state of parameters that require a
+gradient at that moment: if there are too few, state is silently lost; if there are too many, it raises.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.optim import Optimizer
 
 from lightning_freeze.optim.slotted import SlottedOptimizer
 
-_METADATA = "meta.pt"  # in the folder of a sharded checkpoint of Lightning: all but weights and optimizers
+_METADATA = "meta.pt"  # the file of a sharded Lightning checkpoint with everything but weights and optimizers
 
 
 def shadow_loading(strategy: Any, optimizers: Sequence[SlottedOptimizer], prepare: Callable[[Any, Any], None]) -> None:
-    """Stand between a strategy that loads a checkpoint after `on_fit_start` (FSDP, FSDP2) and its optimizers.
+    """Shadow saving and loading of a strategy that loads after `on_fit_start` (FSDP, FSDP2).
 
     Args:
-        strategy: the Trainer's; others than these are left alone. Its methods are shadowed on the
-            instance until `restore_loading`.
-        optimizers: no slot of theirs is empty while their state is saved or loaded.
+        strategy: the Trainer's strategy; any other one is left unchanged. Methods are shadowed on the instance until
+            `restore_loading`.
+        optimizers: optimizers whose empty slots are filled while their state is saved or loaded.
         prepare: called with path and `weights_only` right before a checkpoint is loaded.
     """
     if strategy.restore_checkpoint_after_setup:
@@ -35,7 +35,7 @@ def shadow_loading(strategy: Any, optimizers: Sequence[SlottedOptimizer], prepar
 
 
 def restore_loading(strategy: Any, optimizers: Sequence[SlottedOptimizer]) -> None:
-    """Give a strategy its own methods back; what it saves from now on has no empty slots either."""
+    """Restore the methods of a strategy. Empty slots are filled, so it can save later checkpoints too."""
     if strategy.restore_checkpoint_after_setup:
         for slotted in optimizers:
             slotted.fill_empty_slots()
@@ -69,7 +69,7 @@ def _no_empty_slots(optimizers: Sequence[SlottedOptimizer]) -> ExitStack:
 
 
 def peek(path: Any, weights_only: bool | None) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and optimizers; of a single file, nothing is read before it is used."""
+    """The content of a checkpoint except weights and optimizers; a single file is memory-mapped."""
     path = Path(path)
     file = path / _METADATA if path.is_dir() else path
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)

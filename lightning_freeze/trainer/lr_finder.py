@@ -1,4 +1,4 @@
-"""A rate that Lightning's LearningRateFinder found within a fit, spread over slots that have factors."""
+"""Apply the factors of slots to a rate that Lightning's LearningRateFinder found within a fit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_freeze.optim.scheduler_lists import scaled
 
 
 class FoundRates:
-    """Finders with `update_attr=True` write one rate into every group of the optimizer, and level the slots with it.
+    """Rates found by finders with `update_attr=True`, which write one rate into every group of the optimizer.
 
-    One that ran before the groups were split needs nothing: the split gives each slot its factor of what was found.
+    A finder that runs before the groups are split needs no correction: the split applies the factors.
 
     Args:
-        callbacks: all of the Trainer.
+        callbacks: all callbacks of the Trainer.
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
@@ -24,7 +24,7 @@ class FoundRates:
         self._seen = [_found(finder) for finder in self._finders]
 
     def spread(self, run: Reconciler) -> None:
-        """Give each slot its factor of a rate that was found since the last call."""
+        """Multiply a rate found since the last call by the factor of each slot."""
         for place, finder in enumerate(self._finders):
             found = _found(finder)
             if found is None or found is self._seen[place]:
@@ -39,4 +39,4 @@ class FoundRates:
 
 
 def _found(finder: Any) -> Any:
-    return getattr(finder, "optimal_lr", None)  # before 2.6 it is there only once something was found
+    return getattr(finder, "optimal_lr", None)  # before 2.6 the attribute exists only after a search

@@ -1,4 +1,4 @@
-"""Agreement of ranks: all decide alike, or all raise."""
+"""Make ranks agree: all decide the same, or all raise."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def digest(names: Collection[str]) -> str:
 
 
 def check_agreement(trainable: Collection[str]) -> None:
-    """Make sure that all ranks train the same parameters, before a rebuild that would hang or abort.
+    """Check that all ranks train the same parameters, before a rebuild that would hang or abort otherwise.
 
     Raises:
-        FreezeError: they do not; on every rank, with the first difference.
+        FreezeError: they differ; raised on every rank, with the first difference.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
@@ -45,7 +45,7 @@ def _gather(value: Any) -> list[Any]:
 
 
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Which of the flags are set on any rank: one small reduction, which all ranks take part in."""
+    """The flags that are set on any rank. This is a collective, with one small reduction."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(flags)
     bits = torch.tensor(flags, dtype=torch.uint8, device=device)
@@ -54,7 +54,7 @@ def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
 
 
 def from_rank_0(value: Any) -> Any:
-    """The value of rank 0, on every rank; where no strategy is at hand."""
+    """Broadcast the value of rank 0 without a strategy."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         values = [value]
         dist.broadcast_object_list(values)

@@ -1,4 +1,4 @@
-"""How long a run is, in optimizer steps, as its Trainer knows it."""
+"""The length of a Trainer's run, in optimizer steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning_freeze.schedule.calendar import Calendar
 
 
 def calendar_of(trainer: Any, optimizers: int) -> Calendar:
-    """When the epochs of a run begin and when it ends; once its training data is set up.
+    """The steps at which the epochs of a run begin and it ends. Called after the training data is set up.
 
     Args:
-        trainer: the Trainer, whose accumulation may change from epoch to epoch (`GradientAccumulationScheduler`).
-        optimizers: how many it has.
+        trainer: the Trainer; accumulation may change from epoch to epoch (`GradientAccumulationScheduler`).
+        optimizers: number of optimizers.
     """
     batches = trainer.num_training_batches
     spells = [(epoch, _steps(batches, window)) for epoch, window in sorted(_windows(trainer).items())]
@@ -25,7 +25,7 @@ def calendar_of(trainer: Any, optimizers: int) -> Calendar:
 
 
 def _windows(trainer: Any) -> dict[int, int]:
-    """First epoch -> batches that accumulate into one step."""
+    """First epoch -> number of batches accumulated into one step."""
     for callback in trainer.callbacks:
         if "GradientAccumulationScheduler" in {cls.__name__ for cls in type(callback).__mro__}:
             return {0: 1, **callback.scheduling}

@@ -1,4 +1,4 @@
-"""One fit of one Trainer: which hook reconciles when, what goes into a checkpoint, what is printed."""
+"""One fit of one Trainer: when to reconcile, what to save in a checkpoint, what to print."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ATTRIBUTE = "_lightning_freeze_session"  # of the Trainer
 
 
 def session_of(trainer: Trainer) -> Session:
-    """The session of the fit that is running, a new one if the last is over."""
+    """The session of the running fit; a new one if the last fit has ended."""
     session: Session | None = getattr(trainer, _ATTRIBUTE, None)
     if session is None or session.over:
         session = Session(trainer)
@@ -52,12 +52,12 @@ def session_of(trainer: Trainer) -> Session:
 
 
 def last_session(trainer: Trainer) -> Session | None:
-    """The session of the fit that is running or was the last to run; a checkpoint can be saved after the fit."""
+    """The session of the running or last fit; a checkpoint can be saved after the fit."""
     return getattr(trainer, _ATTRIBUTE, None)
 
 
 class Session:
-    """Shared by all policies of a Trainer; whichever hook comes first does the work for all of them."""
+    """The state that all policies of a Trainer share. The first hook called at a moment does the work for all."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
@@ -66,29 +66,29 @@ class Session:
         self.over = False
         self.next_step = math.inf
         self._checked = False
-        self.waits = False  # for the first batch, which shows the stages that nobody named
+        self.waits = False  # for the first batch, if stages must be discovered from it
         self._auto = AutoStages()
         self._slotted: list[SlottedOptimizer] = []
         self._run: tuple[Trainer, LightningModule] | None = None
         self._loaded: dict[str, Any] | None = None
         self._total_steps: int | None = None
         self._calendar: Calendar | None = None
-        self._foreseen: list[Policy] = []  # warned of at the start
+        self._foreseen: list[Policy] = []  # warnings given at the start
         self._found = FoundRates(())
         self._announced = False
         self._finished = False
         self._compiling: Compiling | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a Trainer that is copied or sent to a process leaves its session behind
+        return type(None), ()  # a copied or pickled Trainer has no session
 
     # ---- before training
 
     def check(self, trainer: Trainer, model: LightningModule) -> None:
-        """At `setup`: what can be known before the model is whole.
+        """At `setup`: check what can be checked before the model is complete.
 
         Raises:
-            FreezeError: the strategy, the length of the run, or a name that the model does not have.
+            FreezeError: the strategy or the length of the run cannot work, or a pattern matches nothing.
         """
         if self._checked:
             return
@@ -107,7 +107,7 @@ class Session:
                     policy.bind(context)
 
     def start(self, trainer: Trainer, model: LightningModule) -> None:
-        """At `on_fit_start`: optimizers exist, with everything in them; a checkpoint may wait to be loaded."""
+        """At `on_fit_start`: the optimizers exist; a checkpoint may still have to be loaded."""
         if self.reconciler is None and not self.waits:
             check_optimizers(trainer.optimizers, self.policies[0].title)
             self._run = trainer, model
@@ -115,7 +115,7 @@ class Session:
             self._bind(trainer, model)
 
     def _bind(self, trainer: Trainer, model: LightningModule) -> None:
-        """Split the optimizers and freeze; where stages are not known yet, wait for the first batch or a checkpoint."""
+        """Split the optimizers and freeze; if stages are unknown, wait for the first batch or a checkpoint."""
         unused = any(policy.idles for policy in self.policies)
         try:
             self.reconciler = Reconciler(
@@ -135,7 +135,7 @@ class Session:
         if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
             self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
         if unused:
-            _rebuild(trainer.strategy, unused)  # what follows does so only where something is frozen
+            _rebuild(trainer.strategy, unused)  # a session that freezes nothing needs no more
         self._found = FoundRates(self._callbacks)
         averaging.protect(self._callbacks, self.view)
         if self._loaded is not None:
@@ -151,7 +151,7 @@ class Session:
     # ---- during training
 
     def reconcile(self, trainer: Trainer, model: LightningModule) -> Change:
-        """Make everything as the policies want it now, and say what changed."""
+        """Apply what the policies want now, and print what changed."""
         self.start(trainer, model)
         if self.reconciler is None:
             return Change()
@@ -174,17 +174,17 @@ class Session:
         return change
 
     def see(self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before the first batch, which shows the stages that nobody named; then everything can be bound."""
+        """Discover stages from the first batch if needed, and bind the policies."""
         self._auto.see(trainer, model, batch, batch_idx)
         self._bind(trainer, model)
 
     def assume(self, trainer: Trainer, model: LightningModule) -> None:
-        """Go on without a batch: stages follow the order of registration."""
+        """Bind without a batch: stages follow the order of registration."""
         self._auto.load([])
         self._bind(trainer, model)
 
     def _warn_of_the_end(self, trainer: Trainer, progress: Progress) -> None:
-        """At the start: what lies after the planned end of the run."""
+        """Warn at the start of everything planned after the end of the run."""
         for policy in self.policies if not _is_trial(trainer) else ():
             for text in policy.foreseen(progress):
                 self._foreseen.append(policy)
@@ -193,10 +193,10 @@ class Session:
 
     @staticmethod
     def run_length(trainer: Trainer) -> int:
-        """Optimizer steps of the whole run.
+        """The optimizer steps of the whole run.
 
         Raises:
-            PlanError: it has no end.
+            PlanError: the run has no end.
         """
         total = trainer.estimated_stepping_batches
         if not math.isfinite(total) or total < 0:
@@ -207,14 +207,14 @@ class Session:
         return int(total)
 
     def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether a step trigger waits and an accumulation window begins; none is cut in two by a change."""
+        """Whether a step trigger is due and an accumulation window begins; changes never split a window."""
         return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
 
     def check_loss(self, loss: torch.Tensor) -> None:
-        """Refuse a loss of frozen parameters alone: torch would say "element 0 of tensors does not require grad".
+        """Refuse a loss of frozen parameters only. Torch's "element 0 of tensors does not require grad" names none.
 
         Raises:
-            PlanError: it depends on nothing that trains now.
+            PlanError: the loss depends on no trainable parameter.
         """
         if loss.requires_grad or self.reconciler is None:
             return
@@ -229,7 +229,7 @@ class Session:
             )
 
     def before_update(self, optimizer: Optimizer) -> None:
-        """The gradients are there, and have not been clipped."""
+        """Called after the backward pass, before gradients are clipped."""
         if self.reconciler is not None:
             self.reconciler.updates.before(optimizer)
         if self._compiling is not None and (lost := self._compiling.without_gradient()):
@@ -244,20 +244,20 @@ class Session:
             show(text)
 
     def view(self) -> RunView:
-        """The run as it is now, to read."""
+        """A read-only view of the current run."""
         assert self.reconciler is not None
         return self.reconciler.view
 
     def updates(self) -> Updates:
-        """What happens in the steps of the run: the rates of the next step, and of the last one."""
+        """The hooks around steps, with the rates of the next and of the last step."""
         assert self.reconciler is not None
         return self.reconciler.updates
 
     def validated(self, trainer: Trainer, policy: Policy) -> None:
-        """Show a policy the metrics of the validation that has just ended; rank 0's, so that all ranks decide alike.
+        """Pass the metrics of a validation to a policy. All ranks use those of rank 0, so that they decide the same.
 
         Raises:
-            PlanError: the metric that it watches is not among them.
+            PlanError: the metric that it monitors is missing.
         """
         if self.reconciler is None or policy.watched_metric is None:
             return
@@ -272,17 +272,17 @@ class Session:
     # ---- checkpoints
 
     def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs, once for all policies."""
+        """Add what a resumed run needs to a checkpoint, once for all policies."""
         if _KEY not in checkpoint:
             checkpoint[_KEY] = self.reconciler.record() if self.reconciler else {}
             if self.reconciler:
                 check_record(trainer.strategy, checkpoint[_KEY])
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a checkpoint: at once in a run that has started, else when it starts.
+        """Load a checkpoint: at once if the run has started, else when it starts.
 
         Raises:
-            ResumeError: it was written without these callbacks, or with others.
+            ResumeError: the checkpoint was written without these callbacks, or with others.
         """
         if _KEY not in checkpoint:
             raise ResumeError(
@@ -300,14 +300,14 @@ class Session:
                 self._bind(*self._run)
 
     def _before_load(self, path: Any, weights_only: bool | None) -> None:
-        """Where a checkpoint is loaded after the start: be as it was, before the optimizers load their state."""
+        """Restore the run before the optimizers load their state, for strategies that load after the start."""
         if not self.over:
             self.load(peek(path, weights_only))
 
     # ---- after training
 
     def finish(self, trainer: Trainer) -> None:
-        """At the end of training: say what never trained."""
+        """At the end of training: warn of stages that never trained."""
         if self.reconciler is not None and trainer.is_global_zero and not (self._finished or _is_trial(trainer)):
             self._finished = True
             end = Progress(self.reconciler.progress.epoch, trainer.global_step)
@@ -319,7 +319,7 @@ class Session:
                     warnings.warn(text, stacklevel=2)
 
     def close(self) -> None:
-        """Put everything back, however the fit ended."""
+        """Restore everything, however the fit ended."""
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
             averaging.unprotect(self._callbacks)
@@ -333,24 +333,24 @@ class Session:
 
 def _rebuild(strategy: Any, unused: bool) -> bool:
     if hasattr(strategy, "_pl_static_graph_delay_done"):
-        strategy._pl_static_graph_delay_done = False  # Lightning prepares a static graph once per reducer
+        strategy._pl_static_graph_delay_done = False  # a new reducer needs its static graph set again
     return rebuild(strategy.model, unused=unused)
 
 
 def last_moment(trainer: Trainer) -> Progress | None:
-    """Where the run will be in its last step; None for one without an end, or that ends early by design."""
+    """The progress at the last step; None if the run has no end, or is designed to end early."""
     if _is_trial(trainer) or (trainer.max_epochs in (None, -1) and trainer.max_steps == -1):
         return None
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (math.isfinite(steps) and math.isfinite(batches)) or batches < 1:
         return None
     epochs = math.ceil(steps / math.ceil(batches / trainer.accumulate_grad_batches))
-    several = not trainer.lightning_module.automatic_optimization  # then a batch can be several steps
+    several = not trainer.lightning_module.automatic_optimization  # a batch can have several steps
     return Progress(max(epochs - 1, 0), sys.maxsize if several else int(steps) - 1, int(steps))
 
 
 def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
-    """Those that Lightning steps, and those that a module with manual optimization keeps to itself."""
+    """The schedulers that Lightning steps, and those that a module with manual optimization steps itself."""
     found = [config.scheduler for config in trainer.lr_scheduler_configs]
     for value in vars(model).values():
         kept = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
@@ -359,10 +359,10 @@ def _schedulers(trainer: Trainer, model: LightningModule) -> list[Any]:
 
 
 def _is_whole(model: LightningModule) -> bool:
-    """Whether the model cannot grow any more: neither `setup` nor `configure_model` is its own."""
+    """Whether the model is complete: the module overrides neither `setup` nor `configure_model`."""
     base = next(cls for cls in type(model).__mro__ if cls.__name__ == "LightningModule")
     return all(getattr(type(model), hook, None) is getattr(base, hook, None) for hook in ("setup", "configure_model"))
 
 
 def _is_trial(trainer: Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))  # it ends early by design
+    return bool(getattr(trainer, "fast_dev_run", False))  # it is designed to end early

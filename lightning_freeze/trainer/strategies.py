@@ -1,4 +1,4 @@
-"""What the package knows of Lightning's strategies: which are refused, and why."""
+"""The knowledge about Lightning's strategies: which are refused, and why."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FSDP1, _FSDP2 = "FSDPStrategy", "ModelParallelStrategy"
 
 
 def shards(strategy: Any) -> bool:
-    """Whether ranks hold parts of the parameters: FSDP and FSDP2."""
+    """Whether a strategy shards parameters: FSDP and FSDP2."""
     return is_named(strategy, _FSDP1, _FSDP2)
 
 
 def check_strategy(strategy: Any, owner: str) -> None:
-    """Refuse strategies under which freezing cannot be right.
+    """Refuse strategies under which freezing cannot be exact.
 
     Raises:
         UnsupportedStrategyError: DeepSpeed; FSDP without `use_orig_params=True`; DDP that averages models.
@@ -42,7 +42,7 @@ def check_strategy(strategy: Any, owner: str) -> None:
 
 
 def check_unused(strategy: Any, owner: str) -> None:
-    """Refuse strategies under which the ranks cannot use different parts of the model in one step.
+    """Refuse strategies under which ranks cannot use different parts of the model in one step.
 
     Raises:
         UnsupportedStrategyError: FSDP with several ranks of different data; DDP with a static graph.
@@ -61,7 +61,7 @@ def check_unused(strategy: Any, owner: str) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Any], owner: str) -> None:
-    """Refuse optimizers that share parameters out among ranks for good.
+    """Refuse optimizers with a fixed assignment of parameters to ranks.
 
     Raises:
         UnsupportedStrategyError: ZeroRedundancyOptimizer.
@@ -75,11 +75,11 @@ def check_optimizers(optimizers: Sequence[Any], owner: str) -> None:
 
 
 def check_record(strategy: Any, record: Mapping[str, Any]) -> None:
-    """Refuse to save what could not be loaded again.
+    """Refuse to save a checkpoint that could not be loaded.
 
     Raises:
-        UnsupportedStrategyError: FSDP with optimizer state set aside or best weights in memory, of which each rank
-            has a part that only FSDP can put together.
+        UnsupportedStrategyError: FSDP with optimizer state set aside or best weights in memory; each rank has a part
+            that only FSDP can combine.
     """
     if not is_named(strategy, _FSDP1):
         return
