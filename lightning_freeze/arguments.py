@@ -9,7 +9,7 @@ from lightning_freeze.errors import PlanError
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number and no bool."""
+    """Whether a value is a finite number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -24,7 +24,7 @@ def check_number(value: object, name: str, owner: str) -> None:
 
 
 def check_flag(value: object, name: str, owner: str) -> None:
-    """Refuse anything but true and false: of other values "no" would count as true.
+    """Refuse anything but true and false; otherwise the string "no" would count as true.
 
     Raises:
         PlanError: it is neither.

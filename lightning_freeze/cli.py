@@ -1,6 +1,6 @@
-"""The `lightning-freeze` command: find the command, run it, turn what goes wrong into one message.
+"""The `lightning-freeze` command: find the subcommand, run it, and turn errors into one message.
 
-Nothing here imports torch, so that `--help`, `--version` and a misspelled path answer at once.
+Nothing here imports torch, so `--help`, `--version` and a misspelled path respond at once.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ COMMANDS = ("stages", "preview", "savings", "suggest", "merge", "convert")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0 on success; 2 on a user error, with the message on stderr and no traceback."""
+    """Run a command. Returns 0 on success, and 2 on a user error, with the message on stderr and no traceback."""
     options = _parse(arguments)
     try:
         print(options.run(options), flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
+    except BrokenPipeError:  # `| head` has closed the pipe; prevent another error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FreezeError as error:
         return _fail(error, str(error), options.traceback)
     except Exception as error:
         if origin(error) is None:
-            raise  # a fault of this package: whoever mends it needs the traceback
+            raise  # a bug in this package: print the traceback
         return _fail(error, described(error), options.traceback)
     return 0
 

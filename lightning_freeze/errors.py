@@ -26,4 +26,4 @@ class UnsupportedStrategyError(FreezeError):
 
 
 class FreezeViolation(FreezeError):
-    """Something that was declared frozen has moved, or something trainable cannot."""
+    """Something that was declared frozen has moved, or something trainable cannot train."""

@@ -1,4 +1,4 @@
-"""The policies in a loop of your own: plain PyTorch, DistributedDataParallel, or Lightning Fabric."""
+"""Use the policies in your own loop: plain PyTorch, DistributedDataParallel, or Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from lightning_freeze.trainer.strategies import check_optimizers, check_strategy
 
 
 class Freezer:
-    """Freezes and unfreezes a model in a training loop without a Trainer, with the callbacks of this package.
+    """Freeze and unfreeze a model in a training loop without a Trainer, with the callbacks of this package.
 
-    Parameters are frozen and the optimizers are split into groups when the Freezer is made. At the end of the `with`
-    block, flags and modes are what they were before; the optimizers keep their groups.
+    The constructor freezes parameters and splits the optimizers into groups. At the end of the `with` block, flags and
+    modes are restored; the optimizers keep their groups.
 
     Args:
-        model: a module, a `DistributedDataParallel` around one, what `fabric.setup` returned, or a module that
+        model: a module, a `DistributedDataParallel` around one, the result of `fabric.setup`, or a module that
             `fully_shard` was applied to.
-        policies: callbacks of this package; their order does not matter.
-        optimizers: one or several, with every parameter in them that is to train at some time.
+        policies: callbacks of this package, in any order.
+        optimizers: one or several optimizers that contain every parameter that will train at some time.
         schedulers: the LR schedulers of these optimizers, made before the Freezer.
         total_steps: optimizer steps of the whole run, for schedules in fractions of the run.
         verbose: print the table of stages at the start and a line at each change, on rank 0.
 
     Raises:
-        PlanError: a callback that needs a Trainer, or a schedule that cannot work.
-        FreezeError: as in a fit: names, optimizers, schedulers or strategies that cannot work.
+        PlanError: a callback needs a Trainer, or a schedule cannot work.
+        FreezeError: patterns, optimizers, schedulers or strategies cannot work, as in a fit.
 
     Example:
         >>> from lightning_freeze import GradualUnfreeze
@@ -94,11 +94,11 @@ class Freezer:
 
     @property
     def module(self) -> nn.Module:
-        """What to call in training: the model as it was given, its DDP wrapper up to date."""
+        """The module to call in training: the given model, with an up-to-date DDP wrapper."""
         return self._model
 
     def epoch(self, epoch: int) -> Change:
-        """Make everything as the policies want it at the start of an epoch, and return what changed.
+        """Apply what the policies want at the start of an epoch, and return the changes.
 
         Args:
             epoch: zero-based.
@@ -114,7 +114,7 @@ class Freezer:
         return self._reconcile(epoch, self.reconciler.progress.step)
 
     def step(self, step: int) -> Change:
-        """Say how many optimizer steps are done; a schedule in steps changes here, never within an accumulation window.
+        """Report the number of optimizer steps done. Schedules in steps change here, never within a window.
 
         Args:
             step: optimizer steps done since the start of the run.
@@ -127,13 +127,13 @@ class Freezer:
         return Change()
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
-        """Show the metrics of a validation to policies with `monitor`. Rank 0's count, so that all ranks decide alike.
+        """Pass the metrics of a validation to policies with `monitor`. All ranks use those of rank 0.
 
         Args:
-            metrics: name -> value; call it on all ranks, once after each validation.
+            metrics: name -> value. Call it on all ranks, once after each validation.
 
         Raises:
-            PlanError: the metric of a policy is not among them.
+            PlanError: the metric that a policy monitors is missing.
         """
         for policy in self.reconciler.policies:
             if (name := policy.watched_metric) is not None:
@@ -151,7 +151,7 @@ class Freezer:
         return change
 
     def _announce(self, change: Change) -> None:
-        """The table at the first call after construction, which may come after a checkpoint was loaded; then lines."""
+        """Print the table at the first call, which may follow the loading of a checkpoint; later, lines."""
         text = change_line(self.reconciler.view, change) if self._announced else start_table(self.reconciler.view)
         self._announced = True
         loud = self._verbose and all(policy.verbose for policy in self.reconciler.policies)
@@ -171,17 +171,17 @@ class Freezer:
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs beside the state of model, optimizers and schedulers: plain types, tensors.
+        """The state for a resumed run, in addition to that of model, optimizers and schedulers: plain types, tensors.
 
-        All ranks call it where they hold parts of the parameters (FSDP2).
+        With sharded parameters (FSDP2) all ranks must call it.
         """
         return self.reconciler.record()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint. Load the optimizers' state after it, not before.
+        """Load the state of a checkpoint. Load the state of the optimizers after it, not before.
 
         Raises:
-            ResumeError: other callbacks, stages, groups or trainable parameters.
+            ResumeError: callbacks, stages, groups or trainable parameters differ.
         """
         self.reconciler.load(state)
         self._stepped = True
@@ -193,7 +193,7 @@ class Freezer:
     # ---- the end
 
     def close(self) -> None:
-        """Put flags and modes back to what they were before; nothing happens a second time."""
+        """Restore flags and modes. A second call does nothing."""
         self._close(whole=True)
 
     def _close(self, *, whole: bool) -> None:
@@ -205,7 +205,7 @@ class Freezer:
             hook.remove()
         if self._strategy is not None:
             fabric.release(self._strategy)
-        if whole:  # after an error the other ranks may be gone
+        if whole:  # after an error, other ranks may have ended
             for wrapper in self._wrappers:
                 rebuild(wrapper)
 

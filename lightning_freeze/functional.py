@@ -19,17 +19,17 @@ from lightning_freeze.model.training_flag import needs_train_mode
 def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list[str]:
     """Stop the selected parameters from training, and return their names.
 
-    Their gradient is removed, so that an optimizer that still holds them skips them: with a zero gradient left in
-    place, momentum and weight decay would go on moving them.
+    Their gradient is removed, so that an optimizer that still holds them skips them. With a gradient of zero, momentum
+    and weight decay would continue to move them.
 
     Args:
         model: any module.
         patterns: what to freeze (see `select`).
-        eval_mode: keep modules whose parameters are all frozen in eval mode, whoever calls `train()`, until `unfreeze`;
-            not those whose own forward branches on `self.training`.
+        eval_mode: whether to keep modules whose parameters are all frozen in eval mode until `unfreeze`, even if
+            `train()` is called. Modules whose own forward branches on `self.training` are not held.
 
     Raises:
-        PatternError: a pattern matches nothing; nothing is frozen then.
+        PatternError: a pattern matches nothing; nothing has been frozen.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
@@ -58,7 +58,7 @@ def unfreeze(model: nn.Module, patterns: Patterns) -> list[str]:
         patterns: what to unfreeze (see `select`).
 
     Raises:
-        PatternError: a pattern matches nothing; nothing is unfrozen then.
+        PatternError: a pattern matches nothing; nothing has been unfrozen.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -89,22 +89,22 @@ def param_groups(
     weight_decay: float = 0.0,
     no_decay: tuple[str, ...] | list[str] = ("bias", "norm"),
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: a rate per stage, and no weight decay where it does harm. Head first.
+    """Make optimizer groups with a rate per stage and without weight decay for norms and biases, head first.
 
     Args:
-        model: any module; all of its parameters that require a gradient are in one group each.
+        model: any module; each parameter that requires a gradient is in exactly one group.
         lr: the rate of the top stage.
-        decay: the rate of stage k below the top is `lr * decay**k`; stages as `discover_stages` finds them.
-        multipliers: pattern -> factor greater than 0, in place of the decay's; a later entry wins.
-        weight_decay: for all parameters but those of `no_decay`.
-        no_decay: "bias" (what `kind:bias` selects), "norm" (what `kind:norm` selects, and all parameters of one
-            dimension), or patterns.
+        decay: the rate of stage k below the top is `lr * decay**k`, with the stages of `discover_stages`.
+        multipliers: pattern -> factor greater than 0, which replaces the factor of `decay`; a later entry wins.
+        weight_decay: weight decay of all parameters except those of `no_decay`.
+        no_decay: "bias" (the same as `kind:bias`), "norm" (the same as `kind:norm`, and all one-dimensional
+            parameters), or patterns.
 
     Returns:
         Groups with "params", "lr", "weight_decay" and "name", for any torch optimizer.
 
     Raises:
-        PlanError: a value out of range.
+        PlanError: a value is out of range.
         PatternError: a pattern matches nothing.
 
     Example:

@@ -1,7 +1,7 @@
-"""Moving over: the arguments of other packages' fine-tuning callbacks, as callbacks of this package.
+"""Convert the arguments of other packages' fine-tuning callbacks to callbacks of this package.
 
-Each function first writes the callbacks as names and arguments (`Plan`), so that the command line can print them as
-YAML; what has no counterpart is a remark of one line.
+Each function first makes a `Plan` of class names and arguments, which the command line can print as YAML. Arguments
+without a counterpart become one-line remarks.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from lightning_freeze.model.patterns import as_strings
 from lightning_freeze.stages.stage import Stage
 from lightning_freeze.trainer.callback import FreezeCallback
 
-_NO_BATCH_NORM = "!type:_BatchNorm"  # Lightning freezes LayerNorm with the rest
+_NO_BATCH_NORM = "!type:_BatchNorm"  # Lightning freezes LayerNorm too
 _NO_NORM_OF_FASTAI = "!type:_NormBase & !type:LayerNorm"
 
 
 @dataclass
 class Plan:
-    """Callbacks as they stand in YAML, and what could not be carried over.
+    """Callbacks as in YAML, with remarks.
 
     Attributes:
-        callbacks: pairs of a class name and its arguments, in plain values.
-        remarks: one line for each thing that has no counterpart or is done in another way.
+        callbacks: pairs of a class name and its arguments, as plain values.
+        remarks: one line for each argument without a counterpart, or with a different one.
     """
 
     callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def add(self, name: str, **options: Any) -> None:
-        """Another callback."""
+        """Add a callback."""
         self.callbacks.append((name, options))
 
     def build(self, owner: str) -> list[FreezeCallback]:
-        """The callbacks; remarks become warnings."""
+        """Build the callbacks, and warn of the remarks."""
         for remark in self.remarks:
             warnings.warn(f"{owner}: {remark}", stacklevel=3)
         return [getattr(lightning_freeze, name)(**_with_stages(options)) for name, options in self.callbacks]
@@ -69,26 +69,26 @@ def backbone_finetuning(
     lr: float | None = None,
     backbone: str = "backbone",
 ) -> list[FreezeCallback]:
-    """Lightning's `BackboneFinetuning`, from its own arguments.
+    """Callbacks that do what Lightning's `BackboneFinetuning` does with these arguments.
 
-    The backbone is frozen until its epoch; with `train_bn` its BatchNorm trains from the start. From then on its rate
-    is `backbone_initial_ratio_lr` of the head's, and grows each epoch by `lambda_func`, here from the same epoch on.
+    The backbone is frozen until its epoch; with `train_bn` its BatchNorm trains from the start. After that its rate is
+    `backbone_initial_ratio_lr` times the rate of the head, and grows by `lambda_func` in each epoch.
 
     Args:
-        unfreeze_backbone_at_epoch: as there.
-        lambda_func: as there; one that varies from epoch to epoch is remarked, and its first value is taken.
-        backbone_initial_ratio_lr: as there.
-        backbone_initial_lr: as there; needs `lr`, because rates are factors here.
-        should_align: as there: the backbone's rate stays at the head's once it has reached it.
-        initial_denom_lr: has no effect there, and none here.
-        train_bn: as there. False leaves BatchNorm of the backbone frozen for the whole run.
+        unfreeze_backbone_at_epoch: as in Lightning.
+        lambda_func: as in Lightning. If its value varies, the first value is used, with a remark.
+        backbone_initial_ratio_lr: as in Lightning.
+        backbone_initial_lr: as in Lightning; requires `lr`, because rates are factors here.
+        should_align: as in Lightning: the backbone's rate does not exceed that of the head.
+        initial_denom_lr: has no effect in Lightning, and none here.
+        train_bn: as in Lightning. False leaves BatchNorm of the backbone frozen for the whole run.
         verbose: print the table at the start and a line at each change.
         rounding: has no effect here.
         lr: the rate in `configure_optimizers`.
         backbone: pattern of the backbone.
 
     Raises:
-        PlanError: arguments that cannot work.
+        PlanError: the arguments cannot work.
 
     Example:
         >>> [type(callback).__name__ for callback in backbone_finetuning(unfreeze_backbone_at_epoch=3)]
@@ -124,17 +124,18 @@ def backbone_finetuning(
 def finetuning_schedule(
     ft_schedule: str | Path | Mapping[Any, Any] | None = None, **options: Any
 ) -> list[FreezeCallback]:
-    """A finetuning-scheduler schedule, from its file or dict and the arguments of `FinetuningScheduler`.
+    """Callbacks that do what finetuning-scheduler does with this schedule and the arguments of `FinetuningScheduler`.
 
     Args:
-        ft_schedule: path of the YAML, or the dict. None: the schedule that finetuning-scheduler makes of `model`, else
-            stages as they are discovered.
-        options: as there (`max_depth`, `base_max_lr`, `restore_best`, `epoch_transitions_only`, ...), and `monitor`,
-            `mode`, `patience`, `min_delta` of `FTSEarlyStopping`; `lr`, the rate in `configure_optimizers`, of which
-            the rates of later phases become factors; `model`, the module whose schedule is made.
+        ft_schedule: path of the YAML file, or a dict. None: the schedule that finetuning-scheduler generates for
+            `model`; without a model, discovered stages.
+        options: the arguments of FinetuningScheduler (`max_depth`, `base_max_lr`, `restore_best`,
+            `epoch_transitions_only`, ...); `monitor`, `mode`, `patience` and `min_delta` of `FTSEarlyStopping`; `lr`,
+            the rate in `configure_optimizers`, to which rates of later phases become factors; `model`, the module for
+            which a schedule is generated.
 
     Raises:
-        PlanError: no such schedule, or an argument that does not exist.
+        PlanError: the schedule does not exist, or an argument does not.
 
     Example:
         >>> phases = {0: {"params": ["model.fc.*"], "max_transition_epoch": 3}, 1: {"params": ["model.layer4.*"]}}
@@ -167,10 +168,10 @@ def schedule_plan(
     model: nn.Module | None = None,
     **others: Any,
 ) -> Plan:
-    """What `finetuning_schedule` returns, as names and arguments.
+    """The plan of `finetuning_schedule`.
 
     Raises:
-        PlanError: no such schedule, or an argument that does not exist.
+        PlanError: the schedule does not exist, or an argument does not.
     """
     plan = Plan()
     if unknown := sorted(set(others) - {*_WITHOUT_COUNTERPART, *_SILENT, *_OF_STOPPING}):
@@ -198,7 +199,7 @@ def schedule_plan(
 
 
 def _phases(schedule: Any, model: nn.Module | None) -> list[dict[str, Any]] | None:
-    """The phases of a schedule in their order."""
+    """The phases of a schedule in order."""
     if schedule is None:
         names = None if model is None else [name for name, _ in model.named_parameters()][::-1]
         return None if names is None else [{"params": names[at : at + 2]} for at in range(0, len(names), 2)]
@@ -230,7 +231,7 @@ def _stage(depth: int, phase: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pattern(written: str) -> str:
-    """A name or an expression of finetuning-scheduler, which matches the beginning of a name, as a pattern."""
+    """Convert a name or expression of finetuning-scheduler, which matches the beginning of names, to a pattern."""
     if written.replace(".", "").replace("_", "").isalnum() and written.rpartition(".")[2].endswith(("weight", "bias")):
         return written
     expression = f"(?:{written})" if "|" in written else written
@@ -256,7 +257,7 @@ def _set_factors(
 
 
 def _starts(ends: Sequence[int]) -> list[int]:
-    """The epoch in which each phase starts: one phase per epoch at most, as there."""
+    """The epoch in which each phase starts: at most one phase per epoch, as in finetuning-scheduler."""
     if any(end < 0 for end in ends):
         raise PlanError("epoch_transitions_only needs max_transition_epoch >= 0 in each phase, as finetuning-scheduler")
     starts = [0]
@@ -293,28 +294,28 @@ def fine_tune(
     base_lr: float | None = None,
     **others: Any,
 ) -> list[FreezeCallback]:
-    """Fastai's `Learner.fine_tune`: a cycle with a frozen body, then one with all, at half the rate.
+    """Callbacks for fastai's `Learner.fine_tune`: one cycle with a frozen body, then one with everything at half rate.
 
     Give the optimizer `lr=base_lr`, no LR scheduler, and the Trainer `max_epochs=freeze_epochs + epochs`.
 
     Args:
         head: patterns of the last group of fastai's splitter.
-        epochs: of the second cycle.
-        freeze_epochs: of the first cycle.
-        lr_mult: the rate of the head over that of the layers at the input, in the second cycle.
-        pct_start: part of the second cycle in which the rate rises.
-        div: in the second cycle, the highest rate over the first.
-        body: the groups between head and input, one pattern each, the one nearest the head first; what is in none is
-            the last group.
-        train_bn: BatchNorm of the body trains in the first cycle too, as there by default (there at a tenth of the
-            head's rate, here at that of its group).
-        div_final: the highest rate over the last one.
-        moms: momentum at the start, at the top of the rate and at the end; start and end must be equal.
-        base_lr: fastai's; here it belongs into the optimizer.
-        others: fastai's further arguments, remarked.
+        epochs: epochs of the second cycle.
+        freeze_epochs: epochs of the first cycle.
+        lr_mult: ratio of the rates of the head and of the layers at the input, in the second cycle.
+        pct_start: fraction of the second cycle in which the rate rises.
+        div: ratio of the highest and the first rate, in the second cycle.
+        body: patterns of the groups between head and input, the group nearest the head first. All other parameters
+            form the last group.
+        train_bn: whether BatchNorm of the body trains in the first cycle too, as in fastai by default (there at a
+            tenth of the head's rate, here at the rate of its group).
+        div_final: ratio of the highest and the last rate.
+        moms: momentum at the start, at the peak of the rate and at the end; start and end must be equal.
+        base_lr: as in fastai; here the optimizer needs it.
+        others: other arguments of fastai, which become remarks.
 
     Raises:
-        PlanError: arguments that cannot work.
+        PlanError: the arguments cannot work.
 
     Example:
         >>> [type(callback).__name__ for callback in fine_tune("head", epochs=5)]

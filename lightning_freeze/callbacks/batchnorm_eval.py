@@ -1,4 +1,4 @@
-"""Normalisation layers whose statistics are held, with a weight and bias that train or do not."""
+"""Hold the statistics of normalisation layers; their weight and bias train or not."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class BatchNormEval(FreezeCallback):
-    """Hold normalisation layers in eval mode: they use their running statistics, and no batch changes these.
+    """Hold normalisation layers in eval mode: they use their running statistics, and batches do not change these.
 
-    Concerned are BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm with running statistics, and their subclasses.
+    The layers are BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm with running statistics, and their subclasses.
 
     Args:
-        patterns: which of them (see `select`); a layer without affine parameters goes by its module name.
-        when: "always", or "frozen": while the layer's parameters (without any: the module it lies in) are frozen.
-        affine: "train" leaves weight and bias as they are, "freeze" freezes them for the whole run.
-        memory_efficient: BatchNorm layers that are held and whose weight and bias do not train stop saving their input
-            for the backward pass (their gradient needs a factor per channel only). Same outputs and gradients to
-            rounding, same `state_dict`. Layers with a forward of their own are left as they are.
+        patterns: layers to hold (see `select`). A layer without affine parameters is selected by its module name.
+        when: "always", or "frozen": while the parameters of the layer are frozen; for a layer without parameters,
+            those of the module that contains it.
+        affine: "train" changes nothing for weight and bias; "freeze" freezes them for the whole run.
+        memory_efficient: whether held BatchNorm layers with frozen weight and bias stop saving their input for the
+            backward pass. Their gradient needs only a factor per channel. Outputs and gradients are equal up to
+            rounding; the `state_dict` is the same. Layers with their own forward are not changed.
         verbose: print the table at the start and a line at each change, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        PatternError: at setup, a pattern that matches no normalisation layer.
+        PlanError: the arguments cannot work.
+        PatternError: at setup, a pattern matches no normalisation layer.
 
     Example:
         >>> BatchNormEval("model.backbone", affine="freeze").when
@@ -96,7 +97,7 @@ class BatchNormEval(FreezeCallback):
 
 
 def norm_layers(index: ModelIndex, patterns: str | list[str], owner: str) -> set[str]:
-    """Names of the normalisation layers that the patterns select by parameter, layer, or a module around them.
+    """Names of the normalisation layers that patterns select by parameter, by layer, or by a containing module.
 
     Raises:
         PatternError: a pattern matches no such layer.

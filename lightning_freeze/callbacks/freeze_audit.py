@@ -1,4 +1,4 @@
-"""Proof, while training: what is frozen does not move, and what trains can."""
+"""Check during training that frozen parameters do not move and trainable ones can."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ _WRITERS = ("StochasticWeightAveraging", "WeightAveraging", "ModelPruning")
 
 
 class FreezeAudit(FreezeCallback):
-    """Check that frozen is frozen: parameters and buffers bit for bit, groups, modes, ranks.
+    """Check that frozen parameters and buffers are bit-identical, and check optimizer groups, modes and ranks.
 
-    At the end of chosen epochs and of the run, every frozen parameter, and every buffer of a module that is held in
-    eval mode, has to have the bits that it had when it was frozen. Every trainable parameter has to be in exactly one
-    optimizer group, nothing frozen may be in a group or require
-    a gradient, held modules have to be in eval mode, and under DDP all ranks have to hold the same bits.
+    The audit runs at the end of every n-th epoch and of the run. Every frozen parameter, and every buffer of a module
+    held in eval mode, must have the bits that it had when it was frozen. Every trainable parameter must be in exactly
+    one optimizer group. Frozen parameters must not be in a group or require a gradient. Held modules must be in eval
+    mode. Under DDP, all ranks must have the same bits.
 
-    What trains and has received no gradient by then is no violation: a warning names it once.
+    A trainable parameter without a gradient so far is not a violation; a warning names it once.
 
-    A violation names the tensor, its stage, when it was last right, and the likely cause.
+    A violation names the tensor, its stage, when it was last correct, and the likely cause.
 
     Args:
-        every_n_epochs: audit at the end of each so many epochs; once more at the end of training in any case.
-        on_violation: "raise" a FreezeViolation on every rank, or "warn" and go on from there.
+        every_n_epochs: audit at the end of every n-th epoch. The end of training is always audited.
+        on_violation: "raise" a FreezeViolation on every rank, or "warn" and take the new values as the reference.
         ignore: patterns of parameters and buffers that are written by design, such as a momentum teacher that your
-            code averages by hand; they also see the names of buffers.
-        verbose: print at the end what the audits took, on rank 0.
+            code averages; these patterns match names of buffers too.
+        verbose: print the time of the audits at the end, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        FreezeViolation: during training, something that was declared frozen has moved, or something cannot train.
+        PlanError: the arguments cannot work.
+        FreezeViolation: during training, something frozen has moved, or something trainable cannot train.
 
     Example:
         >>> FreezeAudit(every_n_epochs=5, on_violation="warn").every_n_epochs
@@ -78,7 +78,7 @@ class FreezeAudit(FreezeCallback):
         self._ignored: frozenset[str] = frozenset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_watcher": None}  # it belongs to the model of one fit
+        return self.__dict__ | {"_watcher": None}  # the watcher belongs to the model of one fit
 
     observes_only = True
 
@@ -87,12 +87,12 @@ class FreezeAudit(FreezeCallback):
         self._ignored = frozenset(select_tensors(context.index, patterns, f"{self.title} ignore"))
         return Binding()
 
-    # ---- what is watched
+    # ---- start and changes
 
     def begin(self, trainer: Trainer) -> None:
         self.seconds, self.audits = 0.0, 0
         started = time.perf_counter()
-        # the weights of a checkpoint are there by now, with any strategy
+        # with every strategy, the weights of a checkpoint are loaded by now
         self._watcher = Watcher(session_of(trainer).view, self._ignored)
         self.seconds += time.perf_counter() - started
 
@@ -102,7 +102,7 @@ class FreezeAudit(FreezeCallback):
             self._watcher.follow(done)
             self.seconds += time.perf_counter() - started
 
-    # ---- when it is checked
+    # ---- audits
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -163,7 +163,7 @@ class FreezeAudit(FreezeCallback):
 
 
 def _writers(trainer: Trainer) -> list[str]:
-    """Callbacks in the run that could have written a frozen tensor: Lightning's own that do, then the user's."""
+    """Callbacks that may have written a frozen tensor: Lightning's own that write weights, then the user's."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     known = [type(one).__name__ for one in callbacks if is_named(one, *_WRITERS)]
     own = ("lightning.", "pytorch_lightning.", "lightning_freeze.")
@@ -172,7 +172,7 @@ def _writers(trainer: Trainer) -> list[str]:
 
 
 def _of_all_ranks(violations: Sequence[Violation], watcher: Watcher, replicas: bool) -> list[Violation]:
-    """Each rank's findings and what replicas differ in, alike on all ranks, so that none stops alone."""
+    """The violations of all ranks and the differences between replicas, equal on all ranks, so all stop together."""
     sides: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(sides, (list(violations), watcher.fingerprint() if replicas else {}))
     found = {(one.name, one.found): (rank, one) for rank, (ones, _) in reversed(list(enumerate(sides))) for one in ones}

@@ -1,4 +1,4 @@
-"""Keep chosen layers frozen for a part of the run, or for all of it."""
+"""Freeze chosen layers for a part of the run, or for all of it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class FreezeLayers(FreezeCallback):
-    """Freeze the parameters that the patterns select while `start <= progress < stop`.
+    """Freeze the selected parameters while `start <= progress < stop`.
 
-    A run that ends before `start` or `stop` warns of it when it starts, and `lightning-freeze preview` shows it.
+    If the run ends before `start` or `stop`, a warning says so at its start, and `lightning-freeze preview` shows it.
 
     Args:
         patterns: a pattern or a list of them (see `select`).
-        start: first epoch, or first optimizer step, in which they are frozen; zero-based.
+        start: first epoch or optimizer step in which they are frozen; zero-based.
         stop: first epoch or step in which they train again; None: never.
         unit: "epoch", or "step" for optimizer steps (`trainer.global_step`).
-        eval_frozen: run modules that are frozen by this in eval mode.
-        optimizer_state: what becomes of momenta and the like on freezing: "keep" them on the device, "cpu" moves
-            them to host memory, "drop" forgets them.
+        eval_frozen: whether frozen modules run in eval mode.
+        optimizer_state: what happens to the optimizer state on freezing: "keep" it on the device, move it to host
+            memory ("cpu"), or delete it ("drop").
         verbose: print the table at the start and a line at each change, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> FreezeLayers(["model.backbone", "!model.backbone.layer4"], stop=5).stop

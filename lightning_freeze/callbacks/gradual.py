@@ -1,4 +1,4 @@
-"""Staged unfreezing: the head trains first, the stages below it follow one by one."""
+"""Gradual unfreezing: the head trains first, and the stages below it follow one by one."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ _OF_MONITOR = {"mode": "min", "patience": 3, "min_delta": 0.0, "max_epochs_per_s
 
 
 class GradualUnfreeze(FreezeCallback):
-    """Unfreeze a model stage by stage, the head first (Howard and Ruder, 2018, arXiv:1801.06146).
+    """Unfreeze a model stage by stage, head first (Howard and Ruder, 2018, arXiv:1801.06146).
 
-    Give exactly one trigger; with none, a stage is unfrozen each epoch. Parameters in no stage stay frozen.
+    Give at most one trigger. Without one, one stage is unfrozen per epoch. Parameters in no stage stay frozen.
 
     Args:
-        stages: the stages, the one to train first (the head) first: a pattern, a list of patterns or a `Stage`
-            each. "auto" discovers them, a number discovers at most that many. What a `Stage` says of its factor,
-            `max_epochs` and `patience` wins for this stage.
-        every_n_epochs: a stage each so many epochs.
-        every_n_train_steps: a stage each so many optimizer steps (`trainer.global_step`).
-        at: the start of each stage, non-decreasing, the first 0. Integers are epochs; with any float among them
-            all are fractions of the optimizer steps of the run.
-        curve: "linear" or "cosine": stages spread over `span`.
-        span: the part of the run, as fractions, over which `curve` spreads the stages.
-        monitor: name of a logged metric. A stage ends when it has not improved for `patience` validations; the next
-            one starts with the next epoch.
-        mode: with `monitor`, "min" or "max": which way the metric improves.
-        patience: with `monitor`, validations without improvement that end a stage; 0 is the same as 1.
-        min_delta: with `monitor`, a smaller change than this is no improvement, in units of the metric.
-        max_epochs_per_stage: with `monitor`, end a stage after so many epochs at the latest.
-        restore_best: with `monitor`, return to the best weights of a stage, and their optimizer state, when it ends.
-        warmup_steps: the k-th optimizer step after unfreezing uses min(1, k / warmup_steps) of the rate; the first
-            stage does not ramp.
-        eval_frozen: run frozen modules in eval mode: BatchNorm uses and keeps its statistics, Dropout is off.
+        stages: a list of stages, the one that trains first (the head) first; each is a pattern, a list of patterns or
+            a `Stage`. "auto" discovers the stages; a number discovers at most that many. `factor`, `max_epochs` and
+            `patience` of a `Stage` override the settings of this callback and of others.
+        every_n_epochs: unfreeze a stage every n epochs.
+        every_n_train_steps: unfreeze a stage every n optimizer steps (`trainer.global_step`).
+        at: the start of each stage, non-decreasing, the first 0. Integers are epochs. If any value is a float, all
+            are fractions of the optimizer steps of the run.
+        curve: "linear" or "cosine": spread the stages over `span`.
+        span: start and end of the part of the run, as fractions, for `curve`.
+        monitor: name of a logged metric. A stage ends when the metric has not improved for `patience` validations;
+            the next stage starts with the next epoch.
+        mode: with `monitor`, "min" or "max": the direction in which the metric improves.
+        patience: with `monitor`, the validations without improvement that end a stage; 0 is the same as 1.
+        min_delta: with `monitor`, the smallest change that counts as an improvement, in units of the metric.
+        max_epochs_per_stage: with `monitor`, the maximum length of a stage in epochs.
+        restore_best: with `monitor`, restore the best weights of a stage and their optimizer state when it ends.
+        warmup_steps: the k-th optimizer step after unfreezing uses min(1, k / warmup_steps) of the rate. The first
+            stage has no warm-up.
+        eval_frozen: whether frozen modules run in eval mode: BatchNorm uses and keeps its statistics, Dropout is off.
         verbose: print the table of stages at the start and a line at each change, on rank 0.
-        thaw: unfreeze with each stage also what required no gradient before the fit, such as the base weights under
-            adapters; it requires none again afterwards.
+        thaw: whether stages also unfreeze parameters that required no gradient before the fit, such as the base
+            weights under adapters. They are frozen again after the fit.
 
     Raises:
-        PlanError: several triggers, or arguments that cannot work.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: there are several triggers, or the arguments cannot work.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> GradualUnfreeze(["model.fc", "model.layer4", "model.layer3"], every_n_epochs=2).title
@@ -188,7 +188,7 @@ class GradualUnfreeze(FreezeCallback):
         return self.stages
 
     def wants(self, progress: Progress) -> Wants:
-        started = max(self._started, self._count(progress))  # a longer run must not freeze again what trained
+        started = max(self._started, self._count(progress))  # a run that becomes longer must not freeze a stage again
         finished = self._bound[self._started - 1 : started - 1] if self.monitor is not None else []
         self._reasons = [self._why(stage) for stage in finished]
         self._started = started
@@ -269,7 +269,7 @@ class GradualUnfreeze(FreezeCallback):
         ]
 
     def _earliest(self, place: int) -> Moment:
-        """When a stage starts; with a metric trigger, each one before it takes an epoch at least."""
+        """The start of a stage; with a metric trigger, each stage before it takes at least one epoch."""
         return self._moments[place] if self.monitor is None else Moment(place, "epoch")
 
     def foreseen(self, progress: Progress) -> list[str]:
@@ -292,7 +292,7 @@ class GradualUnfreeze(FreezeCallback):
         return f"{self._patience(before)} checks of {self.monitor} without improvement{latest}"
 
     def _why(self, stage: BoundStage) -> str:
-        """Why a stage with a metric trigger ended."""
+        """The reason why a stage with a metric trigger ended."""
         place = self._bound.index(stage)
         if place not in self._plateau.ends:
             return f"'{stage.name}' ended after its {self._limit(stage)} epochs"

@@ -1,4 +1,4 @@
-"""Options of the optimizer other than the rate, by pattern."""
+"""Set options of the optimizer other than the learning rate, by pattern."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class GroupOptions(FreezeCallback):
-    """Set options of the optimizer's groups, such as weight decay, for the parameters that patterns select.
+    """Set options of optimizer groups, such as weight decay, for the selected parameters.
 
-    Values are absolute. Groups are split as far as values differ and no further, and every LR scheduler keeps working.
+    Values are absolute. Groups are split only where values differ, and every LR scheduler keeps working.
 
     Args:
-        options: pattern -> option -> value, for example `{"kind:norm": {"weight_decay": 0.0}}`. Where several patterns
-            select a parameter and set one option, the later entry wins.
+        options: pattern -> option -> value, for example `{"kind:norm": {"weight_decay": 0.0}}`. If several patterns
+            select a parameter and set the same option, the later entry wins.
         verbose: print the table at the start, on rank 0.
 
     Raises:
-        PlanError: `options` is empty or no such dict, or sets a rate; at the start, an option that the optimizer of
-            these parameters lacks, or a value that it refuses.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: `options` is empty, has another form or sets a learning rate; at the start, the optimizer lacks an
+            option or refuses a value.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> GroupOptions({"kind:norm": {"weight_decay": 0.0}, "model.head": {"weight_decay": 0.1}}).title
@@ -55,13 +55,13 @@ class GroupOptions(FreezeCallback):
         self.options = options
         self.verbose = verbose
         self._names: dict[str, list[str]] = {}
-        self._owners: dict[int, list[str]] = {}  # id of a parameter -> the patterns that select it
+        self._owners: dict[int, list[str]] = {}  # id of a parameter -> patterns that select it
 
     def _owner(self, pattern: str) -> str:
         return f"{self.title} of '{pattern}'"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_owners": {}}  # ids of another process mean nothing
+        return self.__dict__ | {"_owners": {}}  # ids are not valid in another process
 
     def bind(self, context: Context) -> Binding:
         self._names = {pattern: context.select(pattern, self.title) for pattern in self.options}

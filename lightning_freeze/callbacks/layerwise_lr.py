@@ -1,4 +1,4 @@
-"""A learning rate per layer: small at the input, large at the head."""
+"""Learning rates per layer: small at the input, large at the head."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class LayerwiseLR(FreezeCallback):
-    """Scale the learning rate of each stage, in optimizer groups that every LR scheduler goes on scaling.
+    """Scale the learning rate of each stage. Every LR scheduler keeps working.
 
-    With `decay`, stage k below the top has `lr * decay**k` (discriminative fine-tuning, Howard and Ruder, 2018,
-    arXiv:1801.06146). Factors of several callbacks multiply.
+    With `decay`, stage k below the top has the rate `lr * decay**k` (discriminative fine-tuning, Howard and Ruder,
+    2018, arXiv:1801.06146). Factors of several callbacks multiply.
 
     Args:
         decay: factor from one stage to the next below it, 0 < decay <= 1.
-        multipliers: pattern, or name of a stage -> factor, greater than 0. An explicit factor takes the place of the
-            decay's, and a later entry that of an earlier one. To multiply both, use two `LayerwiseLR`.
-        stages: None: the stages of the `GradualUnfreeze` beside it, else "auto". Otherwise as there. A factor that a
-            `Stage` has of its own takes the place of both.
+        multipliers: pattern or name of a stage -> factor, greater than 0. It replaces the factor of `decay`, and a
+            later entry replaces an earlier one. To multiply both, use two `LayerwiseLR`.
+        stages: None: the stages of the `GradualUnfreeze` in the same Trainer, else "auto". Otherwise as in
+            `GradualUnfreeze`. The `factor` of a `Stage` replaces the factors of this callback.
 
     Raises:
-        PlanError: neither `decay` nor `multipliers`, or values out of range.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: neither `decay` nor `multipliers` is given, or a value is out of range.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> LayerwiseLR(decay=0.5, multipliers={"model.embeddings": 0.01}).decay

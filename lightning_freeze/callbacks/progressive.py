@@ -1,4 +1,4 @@
-"""Freeze from the input upwards as training goes on: by the clock, or when gradients have settled."""
+"""Freeze from the input upwards during training: at planned times, or when gradients have settled."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ from lightning_freeze.trainer.ranks import from_rank_0
 
 
 class ProgressiveFreeze(FreezeCallback):
-    """Freeze the stages from the input upwards, so that the backward pass gets shorter; the head never freezes.
+    """Freeze the stages from the input upwards, so that the backward pass gets shorter. The head never freezes.
 
-    By the clock (FreezeOut, Brock et al., 2017, arXiv:1706.04983): of n stages, the k-th from the input (k = 0, 1,
-    ...) freezes at the fraction `span[0] + (span[1] - span[0]) * k / (n - 1)` of the run. Until then its rate falls
-    along `curve` to 0, and that of the head over the whole run; schedulers go on beside it.
+    At planned times (FreezeOut, Brock et al., 2017, arXiv:1706.04983): of n stages, the k-th from the input (k = 0, 1,
+    ...) freezes at the fraction `span[0] + (span[1] - span[0]) * k / (n - 1)` of the run. Until then its rate falls to
+    0 along `curve`; the rate of the head falls over the whole run. LR schedulers keep working.
 
-    By the gradient (`metric="grad_norm"`: AutoFreeze, Liu et al., 2021, arXiv:2102.01386): after each epoch within
-    `span`, those stages next to the input freeze whose gradient norm changed by less than a percentile of all, with
-    respect to the epoch before. An epoch's figure is the mean over its steps of the norm of a stage's gradient; the
-    paper sums up the gradients themselves, which takes a copy of all of them. Rank 0 decides.
+    By gradient norm (`metric="grad_norm"`: AutoFreeze, Liu et al., 2021, arXiv:2102.01386): after each epoch in
+    `span`, stages freeze from the input upwards if their gradient norm changed less than a percentile of all stages
+    since the previous epoch. The norm of an epoch is the mean of the gradient norms of its steps; the paper sums the
+    gradients instead, which needs a copy of them. Rank 0 decides.
 
-    It buys time. No accuracy gain is promised: composer measured 5% more throughput for ResNet-50 on ImageNet, and
-    0.5 to 1 points less accuracy.
+    The gain is time, not accuracy: composer reports 5% more throughput for ResNet-50 on ImageNet, and 0.5 to 1
+    points less accuracy.
 
     Args:
-        stages: as in `GradualUnfreeze`, the head first. Parameters in no stage stay frozen.
+        stages: as in `GradualUnfreeze`, head first. Parameters in no stage stay frozen.
         span: fractions of the run, 0 <= start < stop <= 1.
-        curve: "cosine" or "linear": how a rate falls by the clock.
-        metric: None for the clock, or "grad_norm".
-        percentile: with `metric`, in percent of the stages that still train.
-        eval_frozen: run frozen modules in eval mode.
+        curve: "cosine" or "linear": the curve of the falling rates.
+        metric: None: freeze at planned times; "grad_norm": by gradient norm.
+        percentile: with `metric`, the percentile of the stages that still train, 0 to 100.
+        eval_frozen: whether frozen modules run in eval mode.
         verbose: print the table at the start and a line at each change, on rank 0.
-        thaw: unfreeze also what required no gradient before the fit; it requires none again afterwards.
+        thaw: whether parameters that required no gradient before the fit train as well. They are frozen again
+            afterwards.
 
     Raises:
-        PlanError: arguments that cannot work; at setup, a single stage, or a run without end.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work; at setup, there is a single stage, or the run has no end.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> ProgressiveFreeze(["model.fc", "model.layer4", "model.layer3"], span=(0.3, 0.9)).curve
@@ -88,12 +89,12 @@ class ProgressiveFreeze(FreezeCallback):
         self.eval_frozen = eval_frozen
         self.verbose = verbose
         self.thaw = thaw
-        self._bound: list[BoundStage] = []  # the one at the input first
+        self._bound: list[BoundStage] = []  # input first
         self._ends: list[Moment] = []
         self._place: dict[str, int] = {}
         self._frozen_after: list[frozenset[str]] = []
         self._total: int | None = None
-        self._frozen = 0  # how many stages, from the input
+        self._frozen = 0  # number of frozen stages, from the input
         self._norms = GradientNorms()
 
     def check_trainer(self, trainer: Any) -> None:
@@ -126,9 +127,9 @@ class ProgressiveFreeze(FreezeCallback):
     def wants(self, progress: Progress) -> Wants:
         self._total = progress.total_steps
         if self.metric is None:
-            self._frozen = max(self._frozen, moments.count_started(self._ends, progress))  # also when a run gets longer
+            self._frozen = max(self._frozen, moments.count_started(self._ends, progress))  # not after the last epoch
         elif progress.epoch > self._norms.epoch and progress.step < (progress.total_steps or 0):
-            self._decide(progress)  # not after the last epoch: a run that is resumed there is over
+            self._decide(progress)  # not after the last epoch: a run resumed there has ended
         return Wants(self._frozen_after[self._frozen], "drop")
 
     def holds(self, view: FrozenView) -> set[Place]:
@@ -139,7 +140,7 @@ class ProgressiveFreeze(FreezeCallback):
         step = waiting[0].step(progress.total_steps) if waiting else None
         return math.inf if step is None else step
 
-    # ---- before each update: the clock's rates, or the gradients' norms
+    # ---- before each update: falling rates, or gradient norms
 
     @property
     def shapes_steps(self) -> bool:
@@ -164,13 +165,13 @@ class ProgressiveFreeze(FreezeCallback):
 
     def _accumulate(self, optimizer: Optimizer, places: Sequence[int | None], steps: int) -> None:
         squares = square_norms(optimizer)
-        stages = squares.new_zeros(len(self._bound) + 1)  # the last for what is in no stage
+        stages = squares.new_zeros(len(self._bound) + 1)  # the last entry is for parameters in no stage
         into = torch.tensor([len(self._bound) if place is None else place for place in places])
         stages.index_add_(0, into.to(squares.device, non_blocking=True), squares)
         self._norms.add(stages[:-1].sqrt(), id(optimizer), steps)
 
     def _decide(self, progress: Progress) -> None:
-        """At the end of an epoch: how many stages are frozen from now on."""
+        """At the end of an epoch, decide how many stages are frozen from now on."""
         done = progress.step / (progress.total_steps or 1)
         means = from_rank_0(self._norms.means())
         if means and self._norms.before and self.span[0] <= done <= self.span[1]:

@@ -1,4 +1,4 @@
-"""A rate that starts low when layers are unfrozen and grows from epoch to epoch."""
+"""A learning rate that starts low and grows from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lightning_freeze.trainer.callback import FreezeCallback
 
 
 class RateGrowth(FreezeCallback):
-    """Multiply the rate of the selected parameters by `initial * growth**k` in the k-th epoch from `start` on.
+    """Multiply the rate of the selected parameters by `initial * growth**k` in epoch `start + k`.
 
-    That is what Lightning's `BackboneFinetuning` does with its `lambda_func`, as a factor of the scheduler's rate.
+    Lightning's `BackboneFinetuning` does the same with its `lambda_func`; here it is a factor of the scheduled rate.
 
     Args:
-        patterns: which parameters (see `select`).
-        start: the epoch from which k counts, zero-based; before it, k is 0.
+        patterns: the parameters (see `select`).
+        start: the epoch with k = 0, zero-based; k is 0 before it too.
         initial: factor in epoch `start`.
-        growth: what each further epoch multiplies the factor by.
-        limit: the largest factor; None for no limit.
+        growth: ratio of the factors of consecutive epochs.
+        limit: the largest factor; None: no limit.
         verbose: print the table at the start, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> rate = RateGrowth("backbone", start=10, initial=0.1)

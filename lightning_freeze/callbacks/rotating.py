@@ -1,4 +1,4 @@
-"""A few stages train at a time, others in turn: optimizer state for what is active only."""
+"""Train a few stages at a time, in turn, with optimizer state for the active ones only."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ _ORDERS = ("random", "ascending", "descending")
 class RotatingUnfreeze(FreezeCallback):
     """Train `active` stages at a time and change them every few steps.
 
-    "random" draws them anew each time (LISA, Pan et al., 2024, arXiv:2403.17919); "ascending" goes through them from
-    the input to the head, "descending" the other way, and round again (BAdam, Luo et al., 2024, arXiv:2404.02827).
-    Gradients and optimizer state are there for what trains now, so memory stays bounded by it. Which stages train
-    depends on `seed` and the step alone: it is the same on all ranks and after a resume.
+    "random" draws stages each time (LISA, Pan et al., 2024, arXiv:2403.17919). "ascending" goes from the input to the
+    head, "descending" from the head to the input, and then starts again (BAdam, Luo et al., 2024, arXiv:2404.02827).
+    Gradients and optimizer state exist only for active stages, which bounds the memory. The active stages depend only
+    on `seed` and the step: they are the same on all ranks and after a resume.
 
     Args:
-        stages: as in `GradualUnfreeze`, the head first. Parameters in no stage and not in `always` stay frozen.
-        active: how many stages train at a time.
-        always: patterns (see `select`) of what trains all the time (embeddings, head, norms); a stage of which
-            nothing is left does not take part.
+        stages: as in `GradualUnfreeze`, head first. Parameters in no stage stay frozen.
+        active: number of stages that train at a time.
+        always: patterns (see `select`) of parameters that always train (embeddings, head, norms). A stage without
+            other parameters does not take part.
         every_n_train_steps: optimizer steps (`trainer.global_step`) between changes.
         order: "random", "ascending" or "descending".
-        optimizer_state: what becomes of momenta and the like of a stage that stops: "drop" forgets them, "keep"
-            keeps them on the device, "cpu" moves them to host memory. Only "drop" bounds memory overall.
-        seed: of the random order.
-        eval_frozen: run frozen modules in eval mode.
+        optimizer_state: what happens to the optimizer state of a stage that stops: delete it ("drop"), "keep" it on
+            the device, or move it to host memory ("cpu"). Only "drop" bounds the total memory.
+        seed: seed of the random order.
+        eval_frozen: whether frozen modules run in eval mode.
         verbose: print the table at the start and a line at each change, on rank 0.
-        thaw: unfreeze also what required no gradient before the fit; it requires none again afterwards.
+        thaw: whether parameters that required no gradient before the fit train as well. They are frozen again
+            afterwards.
 
     Raises:
-        PlanError: arguments that cannot work; at setup, fewer stages than `active`.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work; at setup, there are fewer stages than `active`.
+        PatternError: at setup, a pattern matches nothing.
 
     Example:
         >>> RotatingUnfreeze(active=2, always=["model.embed", "model.head"], order="ascending").every_n_train_steps
@@ -110,7 +111,7 @@ class RotatingUnfreeze(FreezeCallback):
         return Binding.of_stages([*self._bound, *always], thaw=self.thaw, freezes=self._planned())
 
     def _planned(self) -> tuple[frozenset[str], ...]:
-        """Each stage alone; of several at a time any may meet any other."""
+        """The planned sets: each stage alone; several active stages can be in any combination."""
         alone = [self._all.difference(self._always, stage.names) for stage in self._bound]
         return tuple(alone) if self.active == 1 else (frozenset.intersection(*alone),)
 
@@ -123,7 +124,7 @@ class RotatingUnfreeze(FreezeCallback):
         return self._now[1]
 
     def _drawn(self, period: int) -> list[int]:
-        """Places in the list of stages (the head first) that train in a period: a pure function of it."""
+        """Indices of the stages (head first) that train in a period; a pure function of the period."""
         stages = len(self._bound)
         if self.order == "random":
             draws = [hashlib.sha256(f"{self.seed}/{period}/{place}".encode()).digest() for place in range(stages)]
@@ -153,7 +154,7 @@ class RotatingUnfreeze(FreezeCallback):
         return [*rows, Row("always", as_patterns(self.always), "always", self._always)] if self.always else rows
 
     def foreseen(self, progress: Progress) -> list[str]:
-        rounds = -(-len(self._bound) // self.active)  # periods until each stage has trained
+        rounds = -(-len(self._bound) // self.active)  # number of periods until every stage has trained
         last = Moment((rounds - 1) * self.every_n_train_steps, "step")
         if self.order == "random" or progress.calendar is None or not progress.ends_before(last):
             return []

@@ -1,4 +1,4 @@
-"""A schedule of its own for each stage, on top of the scheduler that the run has."""
+"""A rate schedule for each stage, on top of the run's LR scheduler."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from lightning_freeze.schedule.moments import METRIC_DECIDES, Progress
 from lightning_freeze.schedule.shapes import SHAPES, Curve
 from lightning_freeze.trainer.callback import FreezeCallback
 
-_STARTS = {"slanted_triangular": 1 / 32}  # Howard and Ruder's ratio; the others begin as OneCycleLR and fastai do
+_STARTS = {"slanted_triangular": 1 / 32}  # ratio of Howard and Ruder; others start as in OneCycleLR and fastai
 _MOMENTA = (0.85, 0.95)
 
 
 class StageSchedule(FreezeCallback):
-    """Let the rate rise and fall within each stage: a factor on top of whatever scheduler the run has.
+    """Let the rate rise and fall within each stage, as a factor on top of the run's LR scheduler.
 
-    A stage starts when something is unfrozen, and lasts until something is unfrozen next, or to the end of the run.
-    Step k of a stage of n optimizer steps (k = 0, 1, ...) is at k / n of the shape. "one_cycle" rises and falls along
-    a cosine (Smith, 2018, arXiv:1803.09820; `torch.optim.lr_scheduler.OneCycleLR`, fastai's `fit_one_cycle`), "cosine"
-    and "linear" rise along a line, and "slanted_triangular" is ULMFiT's (Howard and Ruder, 2018, arXiv:1801.06146).
-    Factors are applied around each update, so that no scheduler sees them.
+    A stage lasts from one unfreezing to the next, or to the end of the run. Step k of a stage with n optimizer steps
+    (k = 0, 1, ...) is at k / n of the shape. "one_cycle" rises and falls along a cosine (Smith, 2018,
+    arXiv:1803.09820; `torch.optim.lr_scheduler.OneCycleLR`; fastai's `fit_one_cycle`). "cosine" and "linear" rise
+    linearly. "slanted_triangular" is the shape of ULMFiT (Howard and Ruder, 2018, arXiv:1801.06146). Factors are
+    applied around each update, so schedulers do not see them.
 
     Args:
         shape: "one_cycle", "cosine", "linear" or "slanted_triangular".
-        restart: "stage": every group restarts when a stage starts, and ends with it. "new": each group has one cycle,
-            from its unfreezing to the end of the run.
-        warmup: part of the length in which the rate rises, 0 to 1. A list has one value per stage, and its last one is
-            for all later stages; so have `start_factor`, `peak_factor` and `final_factor`.
+        restart: "stage": every group restarts when a stage starts, and its cycle ends with the stage. "new": each
+            group has one cycle, from its unfreezing to the end of the run.
+        warmup: fraction of the length in which the rate rises, 0 to 1. A list has one value per stage; its last value
+            applies to all later stages. `start_factor`, `peak_factor` and `final_factor` can be lists too.
         final_factor: factor at the end.
-        length: optimizer steps of a stage. Needed with restart="stage" where a metric decides when stages end, or where
-            the run has no end; with restart="new" the length of each cycle. Without it the schedule gives the length.
+        length: length of a cycle in optimizer steps; None: as planned. It is required with restart="stage" if a metric
+            ends stages, or if the run has no end.
         start_factor: factor at the start; None: 1/32 for "slanted_triangular", else 1/25.
-        peak_factor: factor at the top; start and final factor are parts of it.
-        momentum: with "one_cycle", momentum at the top of the rate, and at both ends: `momentum`, or the first of the
-            `betas`, of every group that has one greater than 0. None leaves it alone. A `OneCycleLR` that cycles the
-            momentum itself keeps it.
+        peak_factor: largest factor; `start_factor` and `final_factor` are relative to it.
+        momentum: with "one_cycle", the momentum at the peak of the rate and at both ends. It sets `momentum`, or the
+            first of `betas`, of groups where this is greater than 0. None changes nothing. A `OneCycleLR` that cycles
+            the momentum takes precedence.
         verbose: print the table at the start, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work; at the start, a stage whose length is not known.
+        PlanError: the arguments cannot work; at the start, the length of a stage is unknown.
 
     Example:
         >>> StageSchedule("slanted_triangular", restart="new", final_factor=1 / 32).warmup
@@ -83,7 +83,7 @@ class StageSchedule(FreezeCallback):
         self._next_starts: list[NextStart] = []
         self._names: list[str] = []
         self._progress = Progress()
-        self._end: float | None = None  # of the stage, in steps of each optimizer since the fit began; as last computed
+        self._end: float | None = None  # last computed end of the stage, in steps of each optimizer since the fit began
         self._before: float | None = None  # `trainer.global_step` when the first fit began
 
     def _check_arguments(self) -> None:
@@ -164,7 +164,7 @@ class StageSchedule(FreezeCallback):
         return slot.stage_since if self.restart == "stage" else slot.since
 
     def _length(self, since: int) -> float:
-        """Optimizer steps of the cycle that began after `since` steps."""
+        """The length of the cycle that began after `since` steps, in optimizer steps."""
         end = self._known_end()
         if self.length is not None and (self.restart == "new" or end == math.inf):
             return self.length
@@ -177,7 +177,7 @@ class StageSchedule(FreezeCallback):
         return end - since
 
     def _known_end(self) -> float:
-        """Steps of each optimizer, since the fit began, when what runs now ends; infinite when it is not known."""
+        """The end of the current cycle, in steps of each optimizer since the fit began; infinite if unknown."""
         if self._end is None:
             calendar, total = self._progress.calendar, self._progress.total_steps
             if calendar is None:
@@ -216,8 +216,8 @@ def _listed(value: Any, name: str, owner: str) -> list[float]:
 
 
 def _with_momentum(group: Mapping[str, Any], momentum: float) -> dict[str, Any]:
-    """The option of a group that holds its momentum, with another value; empty where it has none or cycles it."""
-    if "max_momentum" in group:  # by OneCycleLR
+    """The momentum option of a group with a new value; empty if it has none, or a scheduler cycles it."""
+    if "max_momentum" in group:  # OneCycleLR cycles it
         return {}
     betas = group.get("betas")
     if betas is not None and isinstance(betas[0], float) and betas[0] > 0:

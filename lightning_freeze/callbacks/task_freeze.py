@@ -1,4 +1,4 @@
-"""A model shared by tasks: a step moves the branches of the tasks in its batch, and what they share."""
+"""Multi-task models: a step moves only the branches of the tasks in its batch, and the shared parameters."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from lightning_freeze.trainer.ranks import any_rank
 
 
 class TaskFreeze(FreezeCallback):
-    """Let a step move only the branches of the tasks in its batch, and the parameters that are in no branch.
+    """Let a step move only the branches of the tasks in its batch, and the parameters in no branch.
 
-    A branch whose task is absent gets no update at all: no momentum, no weight decay, no count of steps, also with
-    `zero_grad(set_to_none=False)`; its optimizer state stays. A parameter selected by several tasks moves when any
-    of them is there. The tasks of a step are those of all batches since the last step (gradient accumulation), on
-    all ranks: each rank then makes the same step, with gradients averaged over all ranks as DDP does.
+    A branch whose task is absent gets no update at all: no momentum, no weight decay, no step count, even with
+    `zero_grad(set_to_none=False)`. Its optimizer state stays. A parameter selected by several tasks moves if any of
+    them is present. The tasks of a step are those of all batches since the last step (gradient accumulation) on all
+    ranks. So all ranks make the same step, with gradients averaged by DDP.
 
     Args:
         tasks: task -> patterns (see `select`) of the parameters that only this task may update; an empty list for a
-            task that has none. The rest is shared.
-        task_key: the key of the batch that holds its task: a str, or a list with the task of each row. Or the name
-            of a method of the LightningModule: batch -> str, or a set of them.
+            task without a branch. All other parameters are shared.
+        task_key: the key of the batch that holds its task: a str, or a list with the task of each row. Or the name of
+            a method of the LightningModule: batch -> str or set of str.
         verbose: print the table of tasks at the start, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work; during training, a batch without a task or with an unknown one.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work; during training, a batch has no task or an unknown one.
+        PatternError: at setup, a pattern matches nothing.
         UnsupportedStrategyError: at setup, FSDP over several ranks, or DDP with a static graph.
 
     Example:
@@ -59,8 +59,8 @@ class TaskFreeze(FreezeCallback):
         self.tasks = tasks
         self.task_key = task_key
         self.verbose = verbose
-        self._branches: dict[frozenset[str], list[str]] = {}  # tasks that move it -> parameters
-        self._idle: dict[frozenset[str], tuple[str, ...]] = {}  # tasks of a step -> parameters that stay
+        self._branches: dict[frozenset[str], list[str]] = {}  # set of tasks -> parameters that these tasks move
+        self._idle: dict[frozenset[str], tuple[str, ...]] = {}  # tasks of a step -> parameters that must not move
         self._device = torch.device("cpu")
         self._begin()
 
@@ -97,7 +97,7 @@ class TaskFreeze(FreezeCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._begin()  # as Lightning clears the gradients, also where the epoch before ended within a window
+            self._begin()  # Lightning clears the gradients here, even if the last epoch ended within a window
         self._device = trainer.strategy.root_device
         self._take(self._tasks_in(batch, pl_module))
 
@@ -109,7 +109,7 @@ class TaskFreeze(FreezeCallback):
             seen.update(tasks)
 
     def _tasks_of_step(self, optimizer: int) -> frozenset[str]:
-        if optimizer not in self._agreed:  # asked again for the same update, and by a second update with this batch
+        if optimizer not in self._agreed:  # called again for the same update, and by a second update with this batch
             here = self._since.setdefault(optimizer, set(self._seen))
             there = any_rank([task in here for task in self.tasks], self._device)
             self._agreed[optimizer] = frozenset(task for task, on in zip(self.tasks, there, strict=True) if on)
@@ -158,7 +158,7 @@ class TaskFreeze(FreezeCallback):
 
 
 def _method(module: nn.Module, name: str) -> Any:
-    """The method of that name of the user's module; what LightningModule has itself (`log`, `type`) is none."""
+    """The user's method of this name; methods of LightningModule itself (`log`, `type`) do not count."""
     base = next(cls for cls in type(module).__mro__ if cls.__name__ == "LightningModule")
     found = getattr(module, name, None)
     own = callable(found) and not isinstance(found, nn.Module) and not hasattr(base, name)
