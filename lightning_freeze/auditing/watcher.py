@@ -103,6 +103,8 @@ class Watcher:
         waiting = [name for name in self._unseen if name in names]
         if not waiting:
             return
+        if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
+            return  # a step without a backward pass, as in the epoch that SWA adds
         run = self.run
         idle = {name for policy in run.policies if policy.idles for name in policy.idle(optimizer)}
         for name in waiting:

@@ -27,6 +27,7 @@ class SlotView:
         lr: the learning rate in the optimizer's group, without the factors of a step.
         base_lr: the rate without its scheduler: the scheduler's start value, or its maximum.
         trains: whether any of its parameters trains.
+        origin: index of the user's group that it was split from.
     """
 
     optimizer: int
@@ -36,6 +37,7 @@ class SlotView:
     lr: float
     base_lr: float
     trains: bool
+    origin: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class RunView:
                 float(group["lr"]),
                 float(group.get("max_lr", group.get("initial_lr", group["lr"]))),
                 bool(group["params"]),
+                slot.origin,
             )
             for place, slotted in enumerate(self._slotted)
             for slot, group in zip(slotted.slots, slotted.optimizer.param_groups, strict=True)

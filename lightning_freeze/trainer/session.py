@@ -27,7 +27,7 @@ from lightning_freeze.report.table import start_table
 from lightning_freeze.schedule.calendar import Calendar
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.stages.discovery import StagesPending
-from lightning_freeze.trainer import averaging
+from lightning_freeze.trainer import averaging, swa
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.auto_stages import AutoStages
 from lightning_freeze.trainer.compiling import Compiling
@@ -138,6 +138,7 @@ class Session:
             _rebuild(trainer.strategy, unused)  # a session that freezes nothing needs no more
         self._found = FoundRates(self._callbacks)
         averaging.protect(self._callbacks, self.view)
+        swa.keep_factors(self._callbacks, self.view)
         if self._loaded is not None:
             self._take_up(self._loaded, modes=False)
         else:
@@ -156,21 +157,25 @@ class Session:
         if self.reconciler is None:
             return Change()
         self._found.spread(self.reconciler)
+        with swa.training_epochs(trainer) as epoch:
+            return self._reconcile(trainer, self.reconciler, epoch)
+
+    def _reconcile(self, trainer: Trainer, reconciler: Reconciler, epoch: int) -> Change:
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
             self._total_steps = self.run_length(trainer)
         if self._calendar is None:
             self._calendar = calendar_of(trainer, len(trainer.optimizers))
-        progress = Progress(trainer.current_epoch, trainer.global_step, self._total_steps, self._calendar)
-        change = self.reconciler.reconcile(progress)
+        progress = Progress(epoch, trainer.global_step, self._total_steps, self._calendar)
+        change = reconciler.reconcile(progress)
         if self._compiling is not None and (change.unfrozen or change.frozen):
-            self._compiling.changed({name: self.reconciler.index.parameters[name] for name in change.unfrozen})
-        self.next_step = self.reconciler.next_step()
+            self._compiling.changed({name: reconciler.index.parameters[name] for name in change.unfrozen})
+        self.next_step = reconciler.next_step()
         if not self._announced:
             self._announced = True
-            self._print(trainer, start_table(self.reconciler.view, last_moment(trainer)))
+            self._print(trainer, start_table(reconciler.view, last_moment(trainer)))
             self._warn_of_the_end(trainer, progress)
         elif change:
-            self._print(trainer, change_line(self.reconciler.view, change))
+            self._print(trainer, change_line(reconciler.view, change))
         return change
 
     def see(self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -323,6 +328,7 @@ class Session:
         if not self.over and self.reconciler is not None:
             self.reconciler.close()
             averaging.unprotect(self._callbacks)
+            swa.release(self._callbacks)
         if not self.over and self._run is not None:
             restore_loading(self._run[0].strategy, self._slotted)
             self._run = None
