@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,37 +253,14 @@ class Node:
         memory = self.memory()
         return memory is not None and version_of(memory) != self.version
 
+    @property
+    def clean(self) -> bool:
+        """Whether nobody has written into its values, or into what shares memory with them."""
+        return not self.written and not any(one.written for one in self.family())
+
     def present(self) -> Tensor | None:
         """Its values, if they are there and nobody has written into them."""
         tensor = self.memory()
         if tensor is None or version_of(tensor) != self.version:
             return None
         return tensor.detach() if tensor.requires_grad else tensor
-
-
-def conditions() -> tuple[Any, ...]:
-    """What results hang on beside arguments and weights, and a step may set around a call."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cpu"),
-        torch.get_autocast_dtype("cuda"),
-    )
-
-
-@contextmanager
-def under(now: tuple[Any, ...]) -> Iterator[None]:
-    """Set torch as it was."""
-    if now == conditions():
-        yield
-        return
-    grad, inference, cpu, cuda, cpu_type, cuda_type = now
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(inference))
-        stack.enter_context(torch.set_grad_enabled(grad))
-        stack.enter_context(torch.autocast("cpu", cpu_type, enabled=cpu))
-        if cuda or torch.is_autocast_enabled("cuda"):
-            stack.enter_context(torch.autocast("cuda", cuda_type, enabled=cuda))
-        yield

@@ -59,6 +59,10 @@ class Library:
         found.last = self.number
         return found
 
+    def is_fresh(self, kind: Kind) -> bool:
+        """Whether it may be one that comes once: it is new, and others are not."""
+        return kind.born == self.number > self.first
+
     def shelf(self, kind: Kind, place: int, facts: Facts) -> Shelf | None:
         """The rows of a result; None: there is no room for a single one."""
         if (found := kind.shelves.get(place)) is not None:

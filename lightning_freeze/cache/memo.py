@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lightning_freeze.cache.conditions import settings
 from lightning_freeze.cache.eligible import Eligible
 from lightning_freeze.cache.lazy import spare_from_compiler
 from lightning_freeze.cache.library import Library, describe
@@ -37,6 +37,7 @@ class FrozenMemo:
         warn: is told what is not, and why.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 16).requires_grad_(False).eval(), nn.Linear(16, 2))
         >>> memo = FrozenMemo(model, Storage(1 << 20), say=lambda text: None)
         >>> batch = torch.randn(4, 8)
@@ -90,7 +91,7 @@ class FrozenMemo:
             with self._standing_before():
                 result = self._run(step, args, kwargs)
         finally:
-            self.rows, self.hits = self.rows + self._step.rows, self.hits + self._step.hits
+            self.rows, self.hits = self.rows + self._step.lookups.rows, self.hits + self._step.work.hits
             self._step = None
         self._after()
         return result
@@ -109,10 +110,10 @@ class FrozenMemo:
     def _look_around(self) -> None:
         """Begin anew when what trains has changed."""
         flags = [parameter.requires_grad for parameter in self._parameters]
-        settings = _settings()
-        if flags != self._flags or settings != self._settings:
+        now = settings()
+        if flags != self._flags or now != self._settings:
             self.forget()
-            self._flags, self._settings = flags, settings
+            self._flags, self._settings = flags, now
             self._prepare()
         if self._new_epoch:
             self._new_epoch = False
@@ -250,21 +251,6 @@ def _in_plain_tensors(memo: FrozenMemo | None, module: nn.Module, own: Any, /, *
     if memo is not None:
         memo.plain(args, kwargs)
     return forward(*args, **kwargs)
-
-
-def _settings() -> tuple[Any, ...]:
-    """Global torch settings that change a module's output."""
-    backends = torch.backends
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        backends.cudnn.enabled,
-        backends.cudnn.benchmark,
-        backends.cudnn.allow_tf32,
-        backends.mkldnn.enabled if hasattr(backends.mkldnn, "enabled") else None,
-    )
 
 
 def batch_rows(batch: Any) -> int | None:

@@ -18,10 +18,13 @@ class Lookup:
     """What is known of the rows of a batch.
 
     Attributes:
+        shelf: where they were looked up.
         keys: of each row.
         entries: of each row; None: it is not there.
+        known, missing: places of rows that are there, and of the others.
     """
 
+    shelf: Shelf
     keys: Sequence[Key]
     entries: list[Entry | None]
     known: list[int] = field(default_factory=list)
@@ -37,6 +40,32 @@ class Lookup:
         batches = {entry.batch for entry in self.entries if entry is not None}
         still = all(entry is not None and entry.place == place for place, entry in enumerate(self.entries))
         return "same" if still and len(batches) == 1 else "moved"
+
+    def usable(self) -> bool:
+        """Whether the known rows may be used."""
+        if self.shelf.wrong or not self.known:
+            return False
+        return not self.shelf.verify or self.shelf.index.proven(len(self.keys), self.level)
+
+    def fewer(self) -> int | None:
+        """The smallest batch for the missing rows, in steps of an eighth, that may give the bits of the whole one."""
+        size = len(self.keys)
+        step = -(-size // 8)
+        sizes = range(-(-len(self.missing) // step) * step, size, step)
+        return next((few for few in sizes if not self.shelf.index.apart(few, size)), None)
+
+    def filled(self, few: int) -> list[int]:
+        """The places of the missing rows, filled up to a batch of `few`."""
+        return [*self.missing, *self.missing[-1:] * (few - len(self.missing))]
+
+    def filling(self) -> list[int] | None:
+        """Rows to compute beside the known ones, in a batch that gives the same bits; None: compute the whole."""
+        if not self.usable():
+            return None
+        if not self.missing:
+            return []
+        few = self.fewer()
+        return None if few is None or not self.shelf.index.same(few, len(self.keys)) else self.filled(few)
 
 
 class Shelf:
@@ -58,27 +87,14 @@ class Shelf:
 
     def look(self, size: int, keys: Sequence[Key]) -> Lookup:
         """What is known of the rows with these keys, for a batch of this size."""
-        found = Lookup(keys, self.index.find(size, keys))
+        found = Lookup(self, keys, self.index.find(size, keys))
         self.asked += size
         self.found += len(found.known)
         return found
 
-    def usable(self, look: Lookup) -> bool:
-        """Whether the known rows may be used."""
-        if self.wrong or not look.known:
-            return False
-        return not self.verify or self.index.proven(len(look.keys), look.level)
-
     def gather(self, look: Lookup) -> Tensor:
         """The known rows."""
         return self.store.get([entry.slot for entry in look.entries if entry is not None])
-
-    def fewer(self, look: Lookup) -> int | None:
-        """The smallest batch for the missing rows, in steps of an eighth, that may give the bits of the whole one."""
-        size = len(look.keys)
-        step = -(-size // 8)
-        sizes = range(-(-len(look.missing) // step) * step, size, step)
-        return next((few for few in sizes if not self.index.apart(few, size)), None)
 
     def learn(self, look: Lookup, rows: Tensor) -> None:
         """Compare computed rows with those that are stored, and store the others."""
@@ -90,7 +106,7 @@ class Shelf:
             self.insert(look, look.missing, rows[look.missing], len(look.keys))
 
     def _compare(self, look: Lookup, rows: Tensor) -> None:
-        if not look.known or not self.verify or self.usable(look):
+        if not look.known or not self.verify or look.usable():
             return
         stored, level = self.gather(look), look.level
         if same_bits(rows[look.known], stored.to(rows.device)):

@@ -1,0 +1,70 @@
+"""Which results are kept: those whose values a step needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_freeze.cache.graph import Node
+from lightning_freeze.cache.library import Library
+from lightning_freeze.cache.lookups import Lookups
+from lightning_freeze.cache.shelf import Lookup, rows_first
+from lightning_freeze.cache.work import Work
+
+
+class Keeper:
+    """Stores the rows of results in a step, and compares them with those that are stored."""
+
+    def __init__(self, library: Library, lookups: Lookups, work: Work) -> None:
+        self._library, self._lookups, self._work = library, lookups, work
+        self._seen: set[Any] = set()
+
+    def keep(self, node: Node) -> None:
+        """Its values are needed: keep them."""
+        kind, at = node.op.kind, (node.op.kind, node.place, node.op.leaves)
+        value = node.present()
+        if value is None or kind.barred or at in self._seen or self._library.is_fresh(kind):
+            return
+        self._seen.add(at)
+        shelf = self._library.shelf(kind, node.place, node.facts)
+        if shelf is None or shelf.wrong:
+            return
+        _mark(node)
+        look = self._lookups.of(node, anew=True)
+        if look is None or (look.usable() and not look.missing):
+            return
+        rows = rows_first(value, node.facts.rows_dim)
+        self._try_fewer(node, look, rows)
+        shelf.learn(look, rows)
+        if shelf.wrong:
+            self._library.warn(f"FeatureCache does not keep all that it could: {shelf.wrong}.")
+
+    def _try_fewer(self, node: Node, look: Lookup, rows: Tensor) -> None:
+        """Compute the missing rows on their own, where a smaller batch may give the bits of the whole one."""
+        if not look.missing or not look.usable() or (few := look.fewer()) is None:
+            return
+        index, size = look.shelf.index, len(look.keys)
+        if index.same(few, size):
+            return
+        try:
+            values = self._work.some(node, look.filled(few))[: len(look.missing)]
+        except Exception:  # a function with the size of the batch in it
+            index.refuse(few, size)
+            return
+        look.shelf.tried(few, values, rows[look.missing], size)
+
+
+def _mark(node: Node) -> None:
+    """Let all that it is made of know that it is needed."""
+    at, pending = (node.op.kind, node.place), [node.op]
+    if at in node.op.kind.targets:
+        return
+    seen: set[int] = set()
+    while pending:
+        op = pending.pop()
+        if id(op) not in seen:
+            seen.add(id(op))
+            covered = set(node.op.leaves) <= set(op.leaves)
+            op.kind.targets[at] = tuple(op.leaves.index(leaf) for leaf in node.op.leaves) if covered else None
+            pending.extend(one.op for one in op.nodes)

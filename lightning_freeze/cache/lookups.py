@@ -1,0 +1,78 @@
+"""What is known of the rows of results in one step, looked up once each, and whether that is enough to put work off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_freeze.cache.graph import Kind, Leaf, Node, Op
+from lightning_freeze.cache.row_keys import row_keys
+from lightning_freeze.cache.row_store import Key
+from lightning_freeze.cache.shelf import Lookup
+
+
+class Lookups:
+    """The lookups of a step.
+
+    Attributes:
+        rows: how many were looked up.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._found: dict[Any, Lookup | None] = {}
+        self._keys: dict[Any, list[Key]] = {}
+
+    def look(self, kind: Kind, place: int, leaves: tuple[Leaf, ...], rows: int) -> Lookup | None:
+        """What is known of the rows of a result."""
+        key = kind, place, leaves
+        if key not in self._found:
+            shelf, known = kind.shelves.get(place), kind.facts.get(rows)
+            self._found[key] = None
+            if shelf is not None and known is not None:
+                whole = known[0][place].rows_dim is None
+                size = 1 if whole else rows
+                self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole))
+                self.rows += size
+        return self._found[key]
+
+    def of(self, node: Node, anew: bool = False) -> Lookup | None:
+        """What is known of the rows of a result; `anew` when there may be room for them by now."""
+        at = node.op.kind, node.place, node.op.leaves
+        if anew and self._found.get(at) is None:
+            self._found.pop(at, None)
+        return self.look(*at, node.op.rows)
+
+    def _keys_of(self, leaves: tuple[Leaf, ...], rows: int, whole: bool) -> list[Key]:
+        key = leaves, whole
+        if key not in self._keys:
+            keys = leaves[0].keys
+            if len(leaves) > 1:
+                keys = row_keys([leaf.keys for leaf in leaves], max(leaf.rows for leaf in leaves))
+            keys = row_keys([keys.unsqueeze(0)], 1) if whole and len(keys) > 1 else keys
+            self._keys[key] = [(one, other) for one, other in keys.tolist()]
+        return self._keys[key]
+
+    def can_wait(self, op: Op) -> bool:
+        """Whether rows of what has been needed of an operation are known, so that it may be put off."""
+        perhaps = False
+        for (kind, place), at in op.kind.targets.items():
+            shelf = kind.shelves.get(place)
+            if shelf is None or shelf.wrong:
+                continue
+            if at is None:  # it hangs on more than is known by now
+                perhaps = perhaps or bool(shelf.store.bytes)
+                continue
+            look = self.look(kind, place, tuple(op.leaves[k] for k in at), op.rows)
+            if look is not None and (places := look.filling()) is not None:
+                for leaf in op.leaves:
+                    leaf.secure(places)
+                return True
+        if perhaps:
+            for leaf in op.leaves:
+                leaf.secure()
+        return perhaps
+
+    def clear(self) -> None:
+        """The step is over."""
+        self._found.clear()
+        self._keys.clear()
