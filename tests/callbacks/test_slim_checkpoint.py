@@ -122,7 +122,7 @@ def test_another_base_is_refused_by_the_first_tensor_that_differs(tmp_path: Path
         "merge_checkpoint": lambda: merge_checkpoint(path, Wide(1)),
     }
     with pytest.raises(
-        ResumeError, match=r"'body\.0\.weight' \(4 of 9 tensors\) of Wide has other values.\n  Build the"
+        ResumeError, match=r"'body\.0\.weight' of Wide has other values now \(4 of 9 tensors differ\)\.\n  Build the"
     ):
         ways[way]()
     with pytest.raises(ResumeError, match=r"leaves out 'body\.0\.weight', and Linear has no tensor"):
