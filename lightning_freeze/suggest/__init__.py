@@ -1,4 +1,4 @@
-"""Which layers, when, at what rate: found by measuring."""
+"""Find by measuring which layers to train, when, and at what rate."""
 
 from lightning_freeze.suggest.api import from_config, suggest
 from lightning_freeze.suggest.space import Space, space

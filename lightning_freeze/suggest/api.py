@@ -1,4 +1,4 @@
-"""The two doors of a search: a module with its data, or a LightningCLI config."""
+"""The two entry points of a search: a module with its data, or a LightningCLI config."""
 
 from __future__ import annotations
 
@@ -41,29 +41,30 @@ def suggest(
 ) -> Suggestion:
     """Find by measuring which layers to train, when, and at what learning rate.
 
-    Copies are trained, so the module, the data and all random state are as before when it returns. Ctrl-C ends the
-    search early with what is known by then.
+    The search trains copies, so the module, the data and all random state are unchanged afterwards. Ctrl-C ends the
+    search early and returns the results so far.
 
     Args:
         module: a LightningModule with its pretrained weights and its new head.
-        data: a LightningDataModule or a training DataLoader; None: the module has its own.
-        budget: minutes.
-        trainer: arguments of the Trainer that you mean to use: `max_epochs` or `max_steps`, and if you use them
-            accelerator, precision, accumulate_grad_batches, gradient_clip_val.
-        monitor: the metric that judges, as `validation_step` logs it; None: what a callback monitors, else the first
-            that looks like an accuracy, else a loss.
-        mode: "min" or "max"; None: by the metric's name.
-        folds: parts of the training data; each is held out in turn. The test set is never read.
-        seed: of folds, order of batches, dropout and augmentation.
-        out: a file for the YAML block. Measurements go to a file beside it, from which a second call goes on.
-        progress: show a bar on stderr.
+        data: a LightningDataModule or a training DataLoader; None: the module has its own dataloaders.
+        budget: time for the search, in minutes.
+        trainer: arguments of the Trainer that you will use: `max_epochs` or `max_steps`, and, if you set them,
+            accelerator, precision, accumulate_grad_batches and gradient_clip_val.
+        monitor: the metric to compare candidates by, as `validation_step` logs it; None: the metric that a callback
+            monitors, else the first that looks like an accuracy, else a loss.
+        mode: "min" or "max"; None: by the name of the metric.
+        folds: number of folds of the training data; each is held out in turn. The test set is never read.
+        seed: seed of folds, order of batches, dropout and augmentation.
+        out: a file for the YAML block. Measurements are stored beside it, and a second call continues from them.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         The candidates with their intervals, and the choice: `callbacks()`, `rate`, `yaml()`.
 
     Raises:
-        PlanError: a budget too small for one candidate, no metric, one class, a module that cannot be copied.
-        ResumeError: the measurements beside `out` are of another module, data or seed.
+        PlanError: the budget is too small for one candidate, there is no metric or only one class, or the module
+            cannot be copied.
+        ResumeError: the measurements beside `out` belong to another module, data or seed.
 
     Source: successive halving (Jamieson and Talwalkar, 2016, arXiv:1502.07943).
     """
@@ -86,14 +87,14 @@ def from_config(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Suggestion:
-    """The same for the fit that a LightningCLI config describes.
+    """`suggest` for the fit that a LightningCLI config describes.
 
     Args:
         files: the configs; a later one wins.
         overrides: further options as on the command line.
-        budget: minutes.
-        model: `pkg.mod:Class`, where the config does not name it.
-        data: the same of the data module.
+        budget: time for the search, in minutes.
+        model: `pkg.mod:Class`, if the config does not name it.
+        data: the same for the data module.
         monitor: see `suggest`.
         mode: see `suggest`.
         folds: see `suggest`.
@@ -102,10 +103,10 @@ def from_config(
         progress: see `suggest`.
 
     Raises:
-        FreezeError: what `suggest` raises, and whatever is wrong with the config.
+        FreezeError: as in `suggest`, or the config is wrong.
     """
     with undisturbed(files), same_random_state(), as_user_error(f"config {', '.join(map(str, files))}"):
-        seed_all(seed)  # a new head is the same in a call that goes on from this one
+        seed_all(seed)  # a call that continues this search gets the same new head
         built = build(files, overrides, model=model, data=data, adjust=_alone)
         options = dict(built.config["trainer"].items())
         others = [one for one in built.trainer.callbacks if not type(one).__module__.startswith("lightning_freeze")]
@@ -120,14 +121,14 @@ def from_config(
 
 
 def _alone(options: Any) -> None:
-    """One device, nothing written: what the config's own Trainer is made with, which trains nothing here."""
+    """Let the config's own Trainer use one device and write nothing; it trains nothing here."""
     for name, value in {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
         if name in options:
             options[name] = value
 
 
 def _kept(files: Sequence[str | Path]) -> dict[str, Any]:
-    """The user's other callbacks, and the model, as the config has them: the block repeats what it would replace."""
+    """The user's other callbacks and the model as in the config; the YAML block repeats what it would replace."""
     found: dict[str, Any] = {}
     for file in files:
         text = yaml.safe_load(Path(file).read_text())
@@ -161,7 +162,7 @@ def _searched(
 
 
 def _about(task: Task) -> dict[str, Any]:
-    """What measurements depend on: with any of it changed they are not comparable."""
+    """The settings that measurements depend on; measurements with other settings are not comparable."""
     weights = 0
     for one in fingerprint(task.module).values():
         weights = (weights * 31 + one) % 2**63

@@ -1,4 +1,4 @@
-"""Time: what is spent, what is left."""
+"""The time that is spent and left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 class Budget:
-    """Counts from its making on.
+    """A time budget that starts at construction.
 
     Args:
-        seconds: in all.
-        spent: of these, before it was made: by a run that is resumed.
-        clock: seconds; `time.process_time` counts this process alone.
+        seconds: the whole budget.
+        spent: seconds spent before, by a search that is resumed.
+        clock: returns seconds; `time.process_time` counts this process only.
     """
 
     def __init__(self, seconds: float, spent: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:

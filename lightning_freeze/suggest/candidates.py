@@ -1,4 +1,4 @@
-"""What is raced: a way, a mode of the normalisation layers, a learning rate."""
+"""The candidates of a race: a way, a mode of normalisation layers, a learning rate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Candidate:
     """One row of the table.
 
     Args:
-        way: a name of `WAYS`.
+        way: a name from `WAYS`.
         norm: "eval" or "train": the mode of normalisation statistics; "" for a model without them.
-        rate: learning rate at the start, that of the head where stages differ.
+        rate: learning rate at the start; if stages have different rates, that of the head.
     """
 
     way: str
@@ -41,14 +41,14 @@ class Candidate:
         return f"{self.way}, BatchNorm {self.norm}" if self.norm else self.way
 
     def specs(self, stages: Sequence[Stage], *, cached: bool = False) -> list[Spec]:
-        """The callbacks; with `cached`, also what makes a race faster and changes no bit of its result."""
+        """The callbacks; with `cached`, also a FeatureCache, which makes a race faster and changes no bits."""
         found = callbacks_of(self.way, stages, self.norm)
         fast = cached and self.way in CACHED and self.norm != "train" and len(stages) > 1
         return [*found, spec("FeatureCache", verbose=False)] if fast else found
 
 
 def on_scale(rate: float) -> float:
-    """The nearest of ..., 0.001, 0.003, 0.01, 0.03, ...
+    """Round a rate to the nearest of ..., 0.001, 0.003, 0.01, 0.03, ...
 
     Example:
         >>> on_scale(0.0047), on_scale(0.0079)
@@ -59,19 +59,19 @@ def on_scale(rate: float) -> float:
 
 
 def neighbours(candidate: Candidate) -> list[Candidate]:
-    """The same with a rate a factor of 3 lower, and one a factor of 3 higher."""
+    """The candidates with a rate lower and higher by a factor of 3."""
     return [
         Candidate(candidate.way, candidate.norm, on_scale(candidate.rate * factor)) for factor in (10**-0.5, 10**0.5)
     ]
 
 
 def entries(turning: float, has_norm: bool, stages: int) -> list[Candidate]:
-    """The candidates by promise: each way at one rate, then at a lower and a higher one.
+    """The candidates, the most promising first: each way at one rate, then at a lower and a higher one.
 
     Args:
-        turning: the rate at which the loss of a range test of full fine-tuning turned up.
+        turning: the rate at which the loss began to rise in a range test of full fine-tuning.
         has_norm: whether there are normalisation layers with running statistics.
-        stages: how many there are; with one there is nothing to freeze.
+        stages: number of stages; with one there is nothing to freeze.
     """
     rates = [(way, "eval" if has_norm else "", factor) for way, factor in ORDER.items()]
     rates[6:6] = [(way, "train", factor) for way, factor in TRAIN_MODE.items() if has_norm]

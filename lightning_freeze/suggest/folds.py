@@ -1,4 +1,4 @@
-"""The training data cut into folds: most of it to train on, the rest to judge on. The test set is never looked at."""
+"""Divide the training data into folds: most for training, the rest for validation. The test set is never read."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 
 from lightning_freeze.errors import PlanError
 
-_KEPT = 256  # batches that are kept of data that can be read only in order
+_KEPT = 256  # maximum number of stored batches of data that can be read only in order
 
 
 class Folds:
-    """A training loader as `count` pairs of loaders.
+    """A training loader divided into `count` pairs of loaders.
 
     Args:
-        loader: the user's training loader (a copy: it is read).
-        count: folds at most; fewer where a class has fewer examples than that.
-        seed: of the division into folds and of the order of batches.
+        loader: a copy of the user's training loader; it is read.
+        count: maximum number of folds; there are fewer if a class has fewer examples.
+        seed: seed of the division and of the order of batches.
 
     Attributes:
-        count: folds that there are.
-        batches: of a training epoch, as the user's loader has them.
-        remarks: what a user should know about the division.
+        count: number of folds.
+        batches: number of batches per epoch in the user's loader.
+        remarks: sentences about the division for the user.
 
     Raises:
-        PlanError: there are not two examples, or not two classes.
+        PlanError: there are fewer than two examples or two classes.
     """
 
     def __init__(self, loader: Any, count: int = 5, seed: int = 0) -> None:
@@ -55,7 +55,7 @@ class Folds:
         return kept
 
     def _divide(self, rows: int) -> list[list[int]]:
-        """The places of each fold; of each class as many in each."""
+        """The indices of each fold; each fold has the same number of examples of each class."""
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed))
         labels = labels_of(self._rows) if self._loader is not None else None
         if labels is None:
@@ -79,12 +79,12 @@ class Folds:
             self.count = fewer
 
     def train(self, fold: int) -> Any:
-        """What is trained on when this fold is held out, in an order that is the same for every candidate."""
+        """The training data without this fold, in the same order for every candidate."""
         places = [place for other, part in enumerate(self.parts) if other != fold for place in part]
         return self._make(sorted(places), shuffle=self._shuffled())
 
     def val(self, fold: int) -> Any:
-        """The fold itself."""
+        """The held-out fold."""
         return self._make(sorted(self.parts[fold]), shuffle=False)
 
     def _shuffled(self) -> bool:
@@ -108,7 +108,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _can_be_cut(loader: Any) -> bool:
-    """Whether a loader takes single examples, in an order of torch's own."""
+    """Whether a loader loads single examples with one of torch's own samplers."""
     return (
         type(loader) is DataLoader
         and loader.batch_size is not None
@@ -118,7 +118,7 @@ def _can_be_cut(loader: Any) -> bool:
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """The class of each example, where a dataset holds them as a whole; no example is loaded for it."""
+    """The class of each example, if the dataset stores them in an attribute; no example is loaded."""
     if isinstance(dataset, Subset):
         inner = labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(list(dataset.indices))]
@@ -131,7 +131,7 @@ def labels_of(dataset: Any) -> Tensor | None:
 
 
 def _classes(values: Any, length: int) -> Tensor | None:
-    """Whole numbers, one for each example, and far fewer of them than examples."""
+    """The classes, if the values are integers, one per example, with far fewer distinct values than examples."""
     try:
         found = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Means of a few measurements, and how sure they are."""
+"""Means of a few measurements with confidence intervals."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
-    """The difference of two candidates over what both were measured on (the same folds or seeds)."""
+    """The difference of two candidates over the folds or seeds that both were measured on."""
     return interval([value - other[key] for key, value in one.items() if key in other])

@@ -1,4 +1,4 @@
-"""Copies to train, so that the user's module, data and random state stay as they are."""
+"""Make copies for training, so that the user's module, data and random state do not change."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lightning_freeze.errors import PlanError
 
 
 def copy_of_module(module: Any) -> Any:
-    """A deep copy of a LightningModule without the Trainer that it may be attached to.
+    """Copy a LightningModule without its Trainer.
 
     Raises:
-        PlanError: it cannot be copied.
+        PlanError: the module cannot be copied.
     """
     memo: dict[int, Any] = {id(vars(module)[name]): None for name in ("_trainer", "_fabric") if vars(module).get(name)}
     try:
@@ -31,7 +31,7 @@ def copy_of_module(module: Any) -> Any:
 
 
 def copy_of_data(data: Any) -> Any:
-    """A deep copy of a data module, dataset or loader, which shares the tensors and arrays of the original."""
+    """Copy a data module, dataset or loader; tensors and arrays are shared with the original."""
     memo: dict[int, Any] = {}
     _keep_arrays(data, memo, set())
     trainer = getattr(data, "trainer", None)
@@ -64,7 +64,7 @@ def _keep_arrays(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Put the random state of torch (all devices), Python and NumPy back at the end."""
+    """Restore the random state of torch (all devices), Python and NumPy at the end."""
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     torch_state = torch.get_rng_state()
@@ -81,7 +81,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """The same random numbers from here on, whoever draws them."""
+    """Seed Python, NumPy and torch."""
     random.seed(seed)
     torch.manual_seed(seed)
     if numpy := sys.modules.get("numpy"):

@@ -1,4 +1,4 @@
-"""A first look: stages, the cost of a step by what trains, and what the gradients of some batches say of each stage."""
+"""A first look: stages, the cost of a step for each trainable set, and gradient statistics of each stage."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lightning_freeze.suggest.isolation import copy_of_module, seed_all
 from lightning_freeze.suggest.trial import Clock, Task, running
 from lightning_freeze.trainer._lightning import Callback
 
-STAGES = 6  # at most; more would not fit a table, and neighbours behave alike
+STAGES = 6  # maximum number of stages; more would not fit the table, and neighbours behave alike
 _BATCHES = 8
 
 
 @dataclass(frozen=True)
 class StageLook:
-    """A stage and its gradients over some batches, at the weights that training starts from.
+    """A stage and its gradients over some batches, at the initial weights.
 
     Attributes:
-        name: of the stage.
-        parameters: elements of its trainable parameters.
+        name: name of the stage.
+        parameters: number of elements of its trainable parameters.
         ratio: norm of the mean gradient over the norm of the weights (Lee et al., 2023, arXiv:2210.11466: RGN).
         fisher: mean square of a gradient's elements.
         signal: mean over elements of squared mean over variance between batches (the same paper: SNR).
@@ -47,17 +47,17 @@ class StageLook:
 
 @dataclass
 class Look:
-    """What is known before anything is trained.
+    """The information before any training.
 
     Attributes:
-        stages: head first.
-        rows: a look at each stage.
+        stages: the stages, head first.
+        rows: gradient statistics of each stage.
         has_norm: whether there are normalisation layers with running statistics.
         base: learning rate of the module's optimizer.
         step: seconds of an optimizer step that trains everything.
-        adam: every optimizer is of Adam's family, whose rates are alike from task to task.
+        adam: whether every optimizer is of the Adam family, whose good rates differ little between tasks.
         costs: stages that train -> cost of a step.
-        remarks: what could not be measured.
+        remarks: sentences about things that could not be measured.
     """
 
     stages: list[Stage]
@@ -71,10 +71,10 @@ class Look:
 
 
 def look(task: Task) -> Look:
-    """Find the stages, and run some batches through a copy, which never steps.
+    """Find the stages, and run some batches through a copy of the module without optimizer steps.
 
     Raises:
-        PlanError: the learning rate is 0, or no loss comes back.
+        PlanError: the learning rate is 0, or there is no loss.
     """
     seed_all(task.seed)
     module = copy_of_module(task.module)
@@ -98,7 +98,7 @@ def look(task: Task) -> Look:
 
 
 def _trainable(index: ModelIndex, stages: Sequence[Stage]) -> list[Stage]:
-    """Without what required no gradient before."""
+    """Remove parameters that required no gradient before."""
     found = [
         stage
         for stage in stages
@@ -110,7 +110,7 @@ def _trainable(index: ModelIndex, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _costs(module: Any, index: ModelIndex, stages: Sequence[Stage], eyes: Eyes) -> dict[frozenset[int], Cost]:
-    """A step that trains the head, the head and the next stage, and so on; and all other sets of the ways."""
+    """The cost of a step that trains the head, the head and the next stage, and so on, and all other sets in use."""
     if eyes.step is None:
         return {}
     flags = {name: parameter.requires_grad for name, parameter in index.parameters.items()}
@@ -130,7 +130,7 @@ def _costs(module: Any, index: ModelIndex, stages: Sequence[Stage], eyes: Eyes) 
 
 
 class Eyes(Callback):
-    """Adds up gradients and their squares, and keeps every optimizer from changing a weight."""
+    """Sum up gradients and their squares, and prevent optimizers from changing weights."""
 
     def __init__(self, batches: int) -> None:
         self.batches, self.seen = batches, 0
@@ -172,7 +172,7 @@ class Eyes(Callback):
             self.step = _step_of(module, self.batch)
 
     def row(self, name: str, names: Sequence[str]) -> StageLook:
-        """The figures of a stage."""
+        """The gradient statistics of a stage."""
         known = [one for one in names if one in self.sums]
         size = sum(self.sums[one].numel() for one in known)
         if not known:
@@ -191,5 +191,5 @@ class Eyes(Callback):
 
 
 def _step_of(module: Any, batch: Any) -> Any:
-    """A training step outside the fit; what it logs goes nowhere."""
+    """A training step outside a fit; logged values are discarded."""
     return lambda: loss_of(module, batch)

@@ -1,4 +1,4 @@
-"""The number that judges: the user's validation metric, else the validation loss, else the training loss."""
+"""The metric to compare candidates by: a validation metric, else the validation loss, else the training loss."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Metric:
     mode: str  # "min" | "max"
 
     def merit(self, value: float) -> float:
-        """The value as a number of which more is better."""
+        """The value with the sign for which larger is better."""
         return value if self.mode == "max" else -value
 
 
 def choose(logged: Sequence[str], monitor: str | None, mode: str | None, callbacks: Sequence[Any] = ()) -> Metric:
-    """The metric that judges.
+    """Choose the metric to compare candidates by.
 
     Args:
         logged: names that validation logs.
-        monitor: what the user asks for.
+        monitor: the user's choice.
         mode: its direction, "min" or "max"; None: by the name.
-        callbacks: of the user's Trainer; what a ModelCheckpoint or EarlyStopping watches comes next.
+        callbacks: callbacks of the user's Trainer; the metric of a ModelCheckpoint or EarlyStopping is next.
 
     Raises:
-        PlanError: validation does not log what was asked for, or its direction is not known.
+        PlanError: validation does not log the metric, or its direction is unknown.
     """
     if monitor is not None:
         if monitor not in logged:
@@ -56,10 +56,10 @@ def choose(logged: Sequence[str], monitor: str | None, mode: str | None, callbac
 
 
 def direction(name: str) -> str:
-    """Whether less or more of a metric is better, by its name.
+    """The direction of a metric, "min" or "max", by its name.
 
     Raises:
-        PlanError: the name does not say.
+        PlanError: the name does not show it.
     """
     for pattern, found in ((_LOWER, "min"), (_HIGHER, "max")):
         if pattern.search(name):
@@ -70,5 +70,5 @@ def direction(name: str) -> str:
 
 
 def value_of(metrics: Mapping[str, Any], metric: Metric) -> float:
-    """A metric as a number; NaN where it was not logged."""
+    """A metric as a number; NaN if it was not logged."""
     return round(float(metrics[metric.name]), 6) if metric.name in metrics else float("nan")

@@ -1,4 +1,4 @@
-"""Successive halving: all candidates for a short run on one fold, the better ones longer and on more folds.
+"""Successive halving: all candidates in a short run on one fold, then the better ones longer and on more folds.
 
 Source: Jamieson and Talwalkar (2016), arXiv:1502.07943.
 """
@@ -16,12 +16,12 @@ from lightning_freeze.suggest.candidates import Candidate, neighbours
 from lightning_freeze.suggest.trial import Measured
 
 Run = Callable[[Candidate, int, float], Measured]  # candidate, fold, share of the user's run
-_FEWEST = 4  # optimizer steps of a run that says anything
+_FEWEST = 4  # minimum number of optimizer steps of a meaningful run
 
 
 @dataclass(frozen=True)
 class Round:
-    """So many candidates, each on so many folds, for a share of the user's run."""
+    """One round: a number of candidates, each on a number of folds, for a share of the user's run."""
 
     entries: int
     share: float
@@ -29,11 +29,11 @@ class Round:
 
     @property
     def runs(self) -> float:
-        """What it costs, in whole runs of the user's length."""
+        """The cost of the round, in runs of the user's length."""
         return self.entries * self.share * self.folds
 
 
-# From rich to poor; the richest that can be paid for is taken.
+# From expensive to cheap; the most expensive affordable plan is used.
 PLANS = (
     (Round(26, 0.25, 2), Round(12, 0.5, 3), Round(6, 1.0, 5)),
     (Round(16, 0.25, 1), Round(8, 0.5, 2), Round(4, 1.0, 5)),
@@ -45,16 +45,16 @@ PLANS = (
 
 
 def plan(runs: float, folds: int, entries: int, steps: int) -> tuple[list[Round], str]:
-    """The rounds that can be paid for, and what a user should know about them.
+    """The affordable rounds, and remarks about them for the user.
 
     Args:
-        runs: how many runs of the user's length there is time for.
-        folds: that the data is cut into.
-        entries: candidates that there are.
+        runs: number of runs of the user's length that the budget allows.
+        folds: number of folds of the data.
+        entries: number of candidates.
         steps: optimizer steps of a run of the user's length.
 
     Raises:
-        PlanError: there is no time for a single candidate.
+        PlanError: the budget is too small for one candidate.
     """
     for rounds in PLANS:
         fitted = [Round(min(one.entries, entries), one.share, min(one.folds, folds)) for one in rounds]
@@ -84,8 +84,8 @@ class Race:
 
     Args:
         run: measures one candidate.
-        merit: value of the metric -> a number of which more is better.
-        budget: ends the race.
+        merit: converts a value of the metric to a number for which larger is better.
+        budget: the budget that ends the race.
     """
 
     run: Run
@@ -96,12 +96,12 @@ class Race:
     seconds: dict[Candidate, float] = field(default_factory=dict)  # of an optimizer step
 
     def go(self, rounds: Sequence[Round], entered: Sequence[Candidate], kept: Sequence[str]) -> None:
-        """Run the rounds, as far as the time allows.
+        """Run the rounds within the budget.
 
         Args:
-            rounds: of `plan`.
-            entered: the candidates by promise.
-            kept: ways whose best candidate is in the last round in any case.
+            rounds: the rounds from `plan`.
+            entered: the candidates, the most promising first.
+            kept: ways whose best candidate is always in the last round.
         """
         here = list(entered[: rounds[0].entries])
         for place, one in enumerate(rounds):
@@ -123,7 +123,7 @@ class Race:
         self.seconds[candidate] = found.step_seconds or self.seconds.get(candidate, 0.0)
 
     def _next(self, here: Sequence[Candidate], share: float, coming: Round, kept: Sequence[str]) -> list[Candidate]:
-        """The best ones, and their neighbours in rate where there is room for them."""
+        """The best candidates, and their neighbours in rate if there is room."""
         ranked = self.ranked(share)
         best = ranked[: max(1, coming.entries - (2 if coming.entries > 4 else 0))]
         known = {*here, *best}
@@ -135,13 +135,13 @@ class Race:
         return best
 
     def _best_of(self, way: str) -> list[Candidate]:
-        """The best candidate of a way in the longest runs that it had."""
+        """The best candidate of a way in its longest runs."""
         for share in sorted({share for candidate, share in self.values if candidate.way == way}, reverse=True):
             return [candidate for candidate in self.ranked(share) if candidate.way == way][:1]
         return []
 
     def ranked(self, share: float) -> list[Candidate]:
-        """The candidates that ran for this share, best mean first."""
+        """The candidates with runs of this share, best mean first."""
         found = {candidate: values for (candidate, of), values in self.values.items() if of == share}
         return sorted(found, key=lambda candidate: -self._mean(found[candidate]))
 
@@ -151,13 +151,13 @@ class Race:
 
     @property
     def decisive(self) -> float | None:
-        """The longest runs that two candidates or more were measured in, else the longest that there are."""
+        """The longest share with at least two measured candidates, else the longest share."""
         shares = sorted({share for _, share in self.values}, reverse=True)
         several = [share for share in shares if sum(of == share for _, of in self.values) > 1]
         return next(iter([*several, *shares]), None)
 
     def comparable(self, share: float) -> tuple[list[Candidate], list[int]]:
-        """Candidates, best first, and the folds that all of them ran on: an interrupted fold favours nobody."""
+        """The candidates, best first, and the folds that all of them ran on, so that the comparison is fair."""
         folds = set.intersection(*(set(values) for (_, of), values in self.values.items() if of == share))
         merits = {
             candidate: self._mean({fold: values[fold] for fold in folds})

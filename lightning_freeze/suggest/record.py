@@ -1,4 +1,4 @@
-"""Measurements on disk, a line each, so that an interrupted search goes on where it stopped."""
+"""Store measurements on disk, one per line, so that an interrupted search can continue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Key = tuple[Any, ...]
 
 
 class Record:
-    """What has been measured, by what was asked.
+    """Measurements by key.
 
     Args:
-        path: of the JSON-lines file; None keeps nothing.
-        about: what the measurements belong to: model, data, seed. A file about something else is refused.
+        path: path of the JSON lines file; None: nothing is stored.
+        about: the model, data and seed of the measurements. A file with other values is refused.
 
     Raises:
-        ResumeError: the file is about something else.
+        ResumeError: the file belongs to another search.
     """
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
@@ -50,18 +50,18 @@ class Record:
             self.spent = max(self.spent, line["spent"])
 
     def get(self, *key: Any) -> dict[str, Any] | None:
-        """What was measured under a key."""
+        """The measurement of a key."""
         return self.found.get(key)
 
     def add(self, key: Key, value: dict[str, Any], spent: float) -> None:
-        """Keep a measurement; `spent` is the time of the search until now, in seconds."""
+        """Store a measurement; `spent` is the time of the search so far, in seconds."""
         self.found[key] = value
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps({"key": list(key), "value": value, "spent": round(spent, 2)}) + "\n")
 
     def trial(self, *key: Any) -> Measured | None:
-        """A trial that was measured under a key."""
+        """The trial of a key."""
         found = self.get(*key)
         return None if found is None else Measured(**found)
 

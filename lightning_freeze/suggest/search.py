@@ -1,4 +1,4 @@
-"""Look, find the range of rates, race, and say what came out."""
+"""Run a search: a first look, a range test, races, and the suggestion."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_freeze.suggest.suggestion import Entry, Suggestion, dropped_of, m
 from lightning_freeze.suggest.sweep import sweep
 from lightning_freeze.suggest.trial import Measured, Task, trial
 
-Show = Callable[[str, float], None]  # what is done now, and which part of the budget is spent
-KEPT = ("head", "all")  # in the last round in any case: the cheapest, and full fine-tuning
-_RANGE_SHARE = 0.2  # of the budget, at most
+Show = Callable[[str, float], None]  # current activity, and spent fraction of the budget
+KEPT = ("head", "all")  # always in the last round: the cheapest way, and full fine-tuning
+_RANGE_SHARE = 0.2  # maximum fraction of the budget
 _RANGE_STEPS = 30
 # Where the loss of full fine-tuning turned up with Adam on the tasks of benchmarks/grid.py. Batches of a few examples
 # make a range test noisy, so it moves the rates by no more than a factor of 3 from here; the race may go on from there.
 _TYPICAL = 5e-4
-_OVERHEAD = 1.3  # a trial is so much longer than its steps: copying, validation
+_OVERHEAD = 1.3  # ratio of the time of a trial and of its steps: copying, validation
 
 
 @dataclass
@@ -30,10 +30,10 @@ class Search:
     """One search, from the first look to the suggestion.
 
     Args:
-        task: what is trained on what.
-        budget: seconds.
-        record: of measurements; those that are in it are not made again.
-        show: told what happens.
+        task: the module and data to train.
+        budget: time budget in seconds.
+        record: stored measurements, which are not repeated.
+        show: called with the progress.
     """
 
     task: Task
@@ -43,10 +43,10 @@ class Search:
     remarks: list[str] = field(default_factory=list)
 
     def go(self) -> Suggestion:
-        """Search until the plan is done, the time is up, or Ctrl-C is pressed.
+        """Search until the plan is complete, the budget is spent, or Ctrl-C is pressed.
 
         Raises:
-            PlanError: the budget is too small for one candidate, or every candidate broke down.
+            PlanError: the budget is too small for one candidate, or every candidate failed.
         """
         self._tell("look at stages and gradients")
         seen = look(self.task)
@@ -68,13 +68,13 @@ class Search:
         self.show(what, min(1.0, self.budget.spent / self.budget.seconds))
 
     def _runs(self) -> float:
-        """How many whole runs of full fine-tuning the budget still pays for."""
+        """The number of whole runs of full fine-tuning that the rest of the budget allows."""
         return self.budget.left / (self.task.run_steps * self.step * _OVERHEAD + 0.3)
 
     # ---- rates
 
     def _turning(self, seen: Look) -> float:
-        """The rate at which the loss of full fine-tuning turns up, with statistics held where that learns at all."""
+        """The rate at which the loss of full fine-tuning begins to rise, with held statistics if that learns at all."""
         for norm, factor in (("eval", 1.0), ("train", 1 / 5)) if seen.has_norm else (("", 1.0),):
             dear = _RANGE_STEPS * self.step > _RANGE_SHARE * self.budget.left
             if dear and self.record.get("sweep", "all", norm) is None:
@@ -109,7 +109,7 @@ class Search:
         return found
 
     def _more_folds(self, race: Race, rounds: list[Round]) -> None:
-        """Spend what is left on further folds of the last round, whole folds only."""
+        """Spend the rest of the budget on more folds for the last round; each fold is run for all candidates."""
         share = rounds[-1].share
         last = race.ranked(share)
         for fold in range(rounds[-1].folds, self.task.folds.count):
@@ -119,7 +119,7 @@ class Search:
             for candidate in last:
                 race.measure(candidate, fold, share)
 
-    # ---- what came out
+    # ---- results
 
     def _said(self, seen: Look, race: Race, complete: bool) -> Suggestion:
         share = race.decisive

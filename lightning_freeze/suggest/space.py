@@ -1,4 +1,4 @@
-"""The choices of a search as a space for Optuna and Ray Tune."""
+"""The search space of `suggest` for Optuna and Ray Tune."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Space:
     """Frozen depth, decay, learning rate, mode of BatchNorm and anchor of a model.
 
     Args:
-        stages: head first.
+        stages: the stages, head first.
         has_norm: whether there are normalisation layers with running statistics.
         rates: lowest and highest learning rate.
     """
@@ -35,25 +35,25 @@ class Space:
     rates: tuple[float, float]
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        """Every choice but the rate, with its values: `frozen` counts stages, from the input on."""
+        """All choices except the rate, with their values. `frozen` is a number of stages, counted from the input."""
         found: dict[str, tuple[Any, ...]] = {"frozen": tuple(range(len(self.stages))), "decay": DECAYS}
         if self.has_norm:
             found["norm"] = ("eval", "train")
         return found | {"anchor": ANCHORS}
 
     def optuna(self, trial: Any) -> dict[str, Any]:
-        """Let an Optuna trial choose."""
+        """Let an Optuna trial choose values."""
         chosen = {name: trial.suggest_categorical(name, list(values)) for name, values in self.choices().items()}
         return chosen | {"rate": trial.suggest_float("rate", *self.rates, log=True)}
 
     def ray(self) -> dict[str, Any]:
-        """The space in Ray Tune's own terms, for `param_space`."""
+        """The space for `param_space` of Ray Tune."""
         tune = import_module("ray.tune")
         found = {name: tune.choice(list(values)) for name, values in self.choices().items()}
         return found | {"rate": tune.loguniform(*self.rates)}
 
     def specs(self, chosen: Mapping[str, Any]) -> list[Spec]:
-        """The callbacks of a choice, as a LightningCLI config has them. `rate` is the module's own affair."""
+        """The callbacks of a choice, as in a LightningCLI config. The module must use `rate` itself."""
         depth, held = len(self.stages) - int(chosen["frozen"]), chosen.get("norm", "eval") == "eval"
         if not 1 <= depth <= len(self.stages):
             raise PlanError(f"frozen={chosen['frozen']}: of {len(self.stages)} stages at least one has to train")
@@ -75,16 +75,16 @@ class Space:
 def space(
     model: nn.Module, example_input: object = None, max_stages: int = 6, rates: tuple[float, float] = (1e-5, 1e-1)
 ) -> Space:
-    """What `suggest` chooses from, as a search space.
+    """The choices of `suggest` as a search space.
 
     Args:
-        model: any module; it is looked at and not changed.
+        model: any module; it is not changed.
         example_input: see `discover_stages`.
-        max_stages: that frozen depth and decay count in.
-        rates: lowest and highest learning rate; chosen on a logarithmic scale.
+        max_stages: maximum number of stages for frozen depth and decay.
+        rates: lowest and highest learning rate, on a logarithmic scale.
 
     Raises:
-        PlanError: rates that are no range.
+        PlanError: `rates` is not a range.
 
     Example:
         >>> from torch import nn

@@ -1,4 +1,4 @@
-"""What a search found: candidates with their measurements, a choice, and the config block for it."""
+"""The result of a search: candidates with their measurements, a choice, and its YAML block."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Entry:
     """A candidate of the last round.
 
     Attributes:
-        candidate: what it is.
-        values: the metric by fold.
-        share: length of its runs, of the user's run.
-        step: seconds of an optimizer step, validation aside.
-        memory: bytes of activations kept for backward, gradients and optimizer state, where most trains; None: unknown.
+        candidate: the candidate.
+        values: the metric of each fold.
+        share: length of its runs as a fraction of the user's run.
+        step: seconds of an optimizer step, without validation.
+        memory: bytes of saved activations, gradients and optimizer state at the moment when most trains; None:
+            unknown.
     """
 
     candidate: Candidate
@@ -40,18 +41,18 @@ class Entry:
 
 @dataclass
 class Suggestion:
-    """What to use, and how sure that is.
+    """The suggestion and its uncertainty.
 
     Attributes:
         entries: the candidates of the last round, best first.
-        dropped: what left in earlier rounds, or broke down: candidate and why.
-        look: at stages and gradients.
-        metric: what judged.
-        complete: whether every round was run to its end.
-        remarks: what a user should know.
-        stages: of the YAML block.
+        dropped: candidates that left in earlier rounds or failed, with the reason.
+        look: stages and gradient statistics.
+        metric: the metric that candidates were compared by.
+        complete: whether all rounds were completed.
+        remarks: sentences for the user.
+        stages: the stages of the YAML block.
         config: parts of the user's config that the block repeats.
-        lr_argument: the model's argument that is its learning rate, "" where none was found.
+        lr_argument: the model's argument for the learning rate; "" if none was found.
     """
 
     entries: list[Entry]
@@ -66,16 +67,16 @@ class Suggestion:
 
     @property
     def best(self) -> Entry:
-        """The highest mean."""
+        """The candidate with the best mean."""
         return self.entries[0]
 
     @property
     def rate(self) -> float:
-        """Learning rate of the choice: that of the head, where stages differ."""
+        """The learning rate of the choice; if stages have different rates, that of the head."""
         return self.best.candidate.rate
 
     def specs(self) -> list[Spec]:
-        """The callbacks of the choice, and a factor on the module's own rate where its rate has no argument."""
+        """The callbacks of the choice, and a factor for the module's rate if the rate is not an argument."""
         found = self.best.candidate.specs(self.look.stages)
         factor = self.rate / self.look.base
         if self.lr_argument or factor == 1:
@@ -93,7 +94,7 @@ class Suggestion:
             self.lr_argument = lr
 
     def yaml(self) -> str:
-        """A config for LightningCLI, to be given after the user's own."""
+        """A config for LightningCLI, to be used after the user's own config."""
         block: dict[str, Any] = {"trainer": {"callbacks": [*self.config.get("callbacks", []), *self.specs()]}}
         if self.lr_argument:
             block["model"] = self._model()
@@ -110,27 +111,27 @@ class Suggestion:
         return {"class_path": known["class_path"], "init_args": arguments | {self.lr_argument: self.rate}}
 
     def against(self, other: Entry) -> Interval:
-        """How far the best is ahead of another, over the folds that both ran on; more is better."""
+        """The difference of the best and another candidate over their common folds; positive: the best is better."""
         sign = 1.0 if self.metric.mode == "max" else -1.0
         ahead = paired(self.best.values, other.values)
         return Interval(sign * ahead.mean, ahead.half)
 
     def clearly_better_than(self, other: Entry) -> bool:
-        """Whether the 95% interval of the difference lies above 0."""
+        """Whether the 95% interval of the difference is above 0."""
         ahead = self.against(other)
         return ahead.mean - ahead.half > 0
 
     def cheapest(self) -> Entry:
-        """Of the last round."""
+        """The cheapest candidate of the last round."""
         return min(self.entries, key=lambda entry: entry.step)
 
     def full(self) -> Entry | None:
-        """Of the last round, the best that trains everything at one rate."""
+        """The best candidate of the last round that trains everything at one rate."""
         return next((entry for entry in self.entries if entry.candidate.way == "all"), None)
 
 
 def memory_of(candidate: Candidate, look: Look) -> float | None:
-    """Bytes beside the weights at the moment when most trains; only for ways that train from the head down."""
+    """Bytes in addition to the weights when most trains; only for ways that train from the head down."""
     trained = frozenset(WAYS[candidate.way].trains(len(look.stages)))
     found = look.costs.get(trained)
     if found is None or candidate.way == "norm and bias":
@@ -139,7 +140,7 @@ def memory_of(candidate: Candidate, look: Look) -> float | None:
 
 
 def sentences(found: Suggestion) -> list[str]:
-    """What follows from the measurements, and what does not."""
+    """The conclusions from the measurements."""
     lines = []
     for name, other in (("the cheapest", found.cheapest()), ("full fine-tuning", found.full())):
         if other is None or other is found.best:

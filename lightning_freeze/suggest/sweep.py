@@ -1,4 +1,4 @@
-"""Range test: one short run in which the learning rate climbs, to see where it works and where it breaks."""
+"""Range test: one short run with a rising learning rate, to find where training works and where it breaks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_freeze.suggest.trial import Task, running
 from lightning_freeze.suggest.ways import Spec, make
 from lightning_freeze.trainer._lightning import Callback
 
-LOWEST, HIGHEST = 1e-5, 1.0  # of the climb
-_FALL = 0.98  # of the loss at the start; less of a fall is noise
-_SMOOTH = 0.8  # weight of the past in the running mean of the loss
+LOWEST, HIGHEST = 1e-5, 1.0  # first and last rate
+_FALL = 0.98  # fraction of the loss at the start; a smaller decrease is noise
+_SMOOTH = 0.8  # weight of earlier values in the running mean of the loss
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sweep:
 
     @property
     def turning(self) -> float | None:
-        """The rate at which the loss was lowest before it went up; None where it never came down."""
+        """The rate at the lowest loss before it rose; None if it never decreased."""
         if len(self.losses) < 8:
             return None
         start = statistics.median(self.losses[:5])
@@ -41,11 +41,11 @@ class Sweep:
         if self.losses[lowest] >= _FALL * start:
             return None
         edge = max(place for place, loss in enumerate(self.losses) if loss <= start)
-        return max(self.rates[lowest], self.rates[edge] / 10)  # few batches are noisy: the minimum may come early
+        return max(self.rates[lowest], self.rates[edge] / 10)  # with few batches, noise can cause an early minimum
 
 
 def sweep(task: Task, specs: Sequence[Spec], steps: int, fold: int = 0) -> Sweep:
-    """Climb from `LOWEST` to `HIGHEST` in so many optimizer steps, on a copy; ends early where the loss explodes.
+    """Raise the rate from `LOWEST` to `HIGHEST` in `steps` optimizer steps, on a copy; stops if the loss explodes.
 
     Source: Smith (2017), arXiv:1506.01186.
     """
@@ -55,13 +55,13 @@ def sweep(task: Task, specs: Sequence[Spec], steps: int, fold: int = 0) -> Sweep
     trainer = task.trainer(
         [*make(specs), climb], max_epochs=epochs, max_steps=steps, limit_val_batches=0, gradient_clip_val=None
     )
-    with suppress(Exception), running():  # what breaks down here breaks down in its trial, and says so
+    with suppress(Exception), running():  # an error here occurs again in a trial, which reports it
         trainer.fit(copy_of_module(task.module), **task.fed(fold))
     return Sweep(tuple(climb.rates), tuple(climb.losses))
 
 
 class Climb(Callback):
-    """Sets the rates of a run in place of its schedulers, and keeps its losses."""
+    """Set the rates of a run instead of its schedulers, and record its losses."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

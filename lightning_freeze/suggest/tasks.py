@@ -1,4 +1,4 @@
-"""From the user's module, data and Trainer, or from a LightningCLI config, to copies that can be trained."""
+"""Make trainable copies of the user's module, data and Trainer arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_freeze.suggest.isolation import copy_of_data, copy_of_module
 from lightning_freeze.suggest.metric import LOSS, choose
 from lightning_freeze.suggest.trial import Task, validated
 
-# Arguments of the user's Trainer that a trial keeps; all else is left to one device and no output.
+# Arguments of the user's Trainer that trials use. Trials run on one device and without output.
 KEPT = (
     "accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
     "limit_train_batches", "deterministic", "detect_anomaly", "inference_mode",
@@ -34,20 +34,20 @@ def task_of(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
 ) -> Task:
-    """What a search trains: copies of the module and of the data, and the Trainer's arguments that matter.
+    """The task of a search: copies of module and data, and the relevant arguments of the Trainer.
 
     Args:
         module: a LightningModule.
-        data: a LightningDataModule, a training dataloader, or None where the module has the loaders.
+        data: a LightningDataModule, a training dataloader, or None if the module has dataloaders.
         options: arguments of the user's Trainer.
-        monitor: the validation metric that judges.
+        monitor: the validation metric to compare candidates by.
         mode: its direction.
-        folds: that the training data is cut into.
-        seed: of everything that is random.
-        callbacks: of the user's Trainer; only what they monitor counts.
+        folds: number of folds of the training data.
+        seed: seed of everything that is random.
+        callbacks: callbacks of the user's Trainer; only their `monitor` is used.
 
     Raises:
-        PlanError: an argument that cannot work, data that cannot be cut into folds, a metric that is not logged.
+        PlanError: an argument cannot work, the data cannot be divided into folds, or the metric is not logged.
     """
     package = package_of(module)
     kept = {name: options[name] for name in KEPT if options.get(name) is not None} | {"devices": 1}
@@ -72,7 +72,7 @@ def package_of(module: Any) -> str:
     """`lightning.pytorch` or `pytorch_lightning`, by the class of the module.
 
     Raises:
-        PlanError: it is no LightningModule.
+        PlanError: it is not a LightningModule.
     """
     origins = [cls.__module__ for cls in type(module).__mro__]
     for package in PACKAGES:
@@ -104,7 +104,7 @@ def _loader(task: Task, source: Any) -> Any:
 
 
 def _metric(task: Task, monitor: str | None, mode: str | None, callbacks: Sequence[Any]) -> Any:
-    """Validate one batch with the weights as they are, and see what is logged."""
+    """Validate one batch with the initial weights to see what is logged."""
     base: Any = next(cls for cls in type(task.module).__mro__ if cls.__name__ == "LightningModule")
     if type(task.module).validation_step is base.validation_step:
         if monitor is not None:
@@ -126,7 +126,7 @@ def _metric(task: Task, monitor: str | None, mode: str | None, callbacks: Sequen
 
 
 def lr_argument(built: Built, base: float) -> str:
-    """The argument of the model that is its learning rate: named so, and equal to what the optimizer starts with."""
+    """The model's argument for the learning rate, by its name, and equal to the optimizer's initial rate."""
     model = built.config.get("model")
     arguments = (model.get("init_args") or model) if model is not None else {}
     for name, value in vars(arguments).items() if not isinstance(arguments, Mapping) else arguments.items():

@@ -1,4 +1,4 @@
-"""A suggestion as text: what was looked at, the candidates with their intervals, what follows, and the config block."""
+"""A suggestion as text: stages, candidates with their intervals, conclusions, and the YAML block."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_freeze.suggest.look import Look
 from lightning_freeze.suggest.suggestion import Entry, Suggestion, sentences
 
 WIDTH = 80
-_DROPPED = 8  # lines at most
+_DROPPED = 8  # maximum number of lines
 
 
 def text(found: Suggestion) -> str:
-    """Everything, for a terminal of 80 columns."""
+    """The whole suggestion for a terminal of 80 columns."""
     parts = [render(look_table(found.look)), render(candidate_table(found))]
     lines = [f"- {line}" for line in [*sentences(found), *_end(found), *found.look.remarks, *found.remarks]]
     dropped = [f"  {candidate.title}, lr {candidate.rate:g}: {why}" for candidate, why in found.dropped[:_DROPPED]]
@@ -35,7 +35,7 @@ def _end(found: Suggestion) -> list[str]:
 
 
 def look_table(look: Look) -> Table:
-    """Stages with the cost of training down to each, and the figures of their gradients."""
+    """The table of stages, with the cost of training down to each, and gradient statistics."""
     table = _table(f"Stages (learning rate as configured: {look.base:g})")
     for heading in ("stage", "parameters", "step if\nlowest", "gradient /\nweight", "Fisher", "signal /\nnoise"):
         left = heading == "stage"
@@ -50,7 +50,7 @@ def look_table(look: Look) -> Table:
 
 
 def candidate_table(found: Suggestion) -> Table:
-    """The candidates of the last round, best first."""
+    """The table of candidates in the last round, best first."""
     share = found.entries[0].share
     length = "whole runs" if share == 1 else f"{share:.0%} of a run"
     table = _table(f"Candidates: {found.metric.name} ({found.metric.mode}), mean and 95% interval, {length}")
@@ -71,7 +71,7 @@ def _cells(entry: Entry, base: float) -> list[str]:
 
 
 def shown(value: Interval) -> str:
-    """A mean with its interval."""
+    """A mean with its interval as text."""
     return f"{value.mean:.3f}" + (f" ± {value.half:.3f}" if math.isfinite(value.half) else "")
 
 
@@ -82,14 +82,14 @@ def _table(title: str) -> Table:
 
 
 def render(table: Table) -> str:
-    """A table as plain text, at most 80 columns wide."""
+    """Format a table as plain text of at most 80 columns."""
     out = StringIO()
     Console(file=out, width=WIDTH, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 
 
 def wrap(line: str) -> str:
-    """A line in as many lines of 80 columns as it takes."""
+    """Wrap a line to 80 columns."""
     out = StringIO()
     Console(file=out, width=WIDTH, highlight=False, markup=False).print(line, soft_wrap=False)
     return out.getvalue().rstrip("\n")

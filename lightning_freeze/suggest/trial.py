@@ -1,4 +1,4 @@
-"""One short run of one candidate on one fold, in a Trainer of its own, on a copy of the module."""
+"""One short run of a candidate on one fold, in a separate Trainer, with a copy of the module."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from lightning_freeze.suggest.ways import Spec, make, spec
 from lightning_freeze.trainer._lightning import Callback
 
 _QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-_VALIDATE = 0.25  # validation takes no more batches than this share of the training batches, but at least 4
+_VALIDATE = 0.25  # maximum ratio of validation and training batches; validation has at least 4
 
 
 @dataclass
 class Task:
-    """What is trained, on what, for how long.
+    """The module, data and length of a run.
 
     Args:
-        module: the user's module, a copy that is never trained itself.
+        module: a copy of the user's module, which is never trained itself.
         package: `lightning.pytorch` or `pytorch_lightning`.
         options: arguments for each Trainer: accelerator, precision, accumulation, clipping.
         folds: the training data.
-        epochs: of the user's run.
-        steps: optimizer steps at most; -1: no limit.
-        seed: of everything that is random.
-        base: the learning rate that the module's optimizer starts with.
-        metric: what judges.
-        data: the data module, a copy, where there is one; its hooks are called.
-        clock: what seconds are measured with.
+        epochs: epochs of the user's run.
+        steps: maximum number of optimizer steps; -1: no limit.
+        seed: seed of everything that is random.
+        base: initial learning rate of the module's optimizer.
+        metric: the metric to compare candidates by.
+        data: a copy of the data module, if there is one; its hooks are called.
+        clock: returns seconds.
     """
 
     module: Any
@@ -57,19 +57,19 @@ class Task:
     clock: Callable[[], float] = time.perf_counter
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Any:
-        """A Trainer that writes nothing and says nothing."""
+        """A Trainer that writes and prints nothing."""
         cls = import_module(self.package).Trainer
         return cls(callbacks=list(callbacks), **_QUIET | {"num_sanity_val_steps": 0} | self.options | options)
 
     def fed(self, fold: int) -> dict[str, Any]:
-        """Arguments of `fit` for a fold: loaders, or the data module with these in place of its own."""
+        """Arguments of `fit` for a fold: loaders, or the data module with its loaders replaced."""
         train, val = self.folds.train(fold), self.folds.val(fold)
         if self.data is None:
             return {"train_dataloaders": train} | ({} if self.metric.name == LOSS else {"val_dataloaders": val})
         return {"datamodule": self._with(train, val)}
 
     def judged(self, fold: int) -> dict[str, Any]:
-        """The same for `validate`."""
+        """Arguments of `validate` for a fold."""
         val = self.folds.val(fold)
         return {"dataloaders": val} if self.data is None else {"datamodule": self._with(val, val)}
 
@@ -81,29 +81,29 @@ class Task:
 
     @property
     def fold_batches(self) -> int:
-        """Training batches of an epoch with one fold held out."""
+        """The number of training batches per epoch with one fold held out."""
         limit = self.options.get("limit_train_batches", 1.0)
         batches = max(1, self.folds.batches - self.folds.batches // self.folds.count)
         return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
 
     @property
     def every(self) -> int:
-        """Batches to an optimizer step."""
+        """The number of batches per optimizer step."""
         return int(self.options.get("accumulate_grad_batches", 1))
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps of such an epoch."""
+        """The number of optimizer steps per epoch with one fold held out."""
         return math.ceil(self.fold_batches / self.every)
 
     @property
     def run_steps(self) -> int:
-        """Optimizer steps of a whole run."""
+        """The number of optimizer steps of a whole run."""
         planned = self.epochs * self.epoch_steps
         return planned if self.steps < 0 else min(planned, self.steps)
 
     def length(self, share: float) -> dict[str, Any]:
-        """Arguments of a Trainer whose run is this share of the user's: whole epochs, or a part of one."""
+        """Trainer arguments for a run of this share of the user's run: whole epochs, or a part of one."""
         epochs = self.run_steps / self.epoch_steps * share
         if epochs < 1:
             return {"max_epochs": 1, "limit_train_batches": max(1, math.ceil(self.fold_batches * epochs))}
@@ -112,19 +112,19 @@ class Task:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """In place of a hook that has been called already."""
+    """Replaces a hook that has already been called."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
-        value: of the metric, on the fold; NaN when the run broke down.
-        seconds: of the whole trial, with validation.
-        steps: optimizer steps.
-        step_seconds: of one optimizer step, with the data for it.
-        error: why the run broke down, "" when it did not.
+        value: the metric on the fold; NaN if the run failed.
+        seconds: seconds of the whole trial, including validation.
+        steps: number of optimizer steps.
+        step_seconds: seconds of one optimizer step, including data loading.
+        error: the reason why the run failed; "" if it did not.
     """
 
     value: float
@@ -135,14 +135,14 @@ class Measured:
 
 
 def trial(task: Task, specs: Sequence[Spec], factor: float, fold: int, share: float) -> Measured:
-    """Train a copy for a share of the user's run, and judge it on the fold.
+    """Train a copy for a share of the user's run, and evaluate it on the fold.
 
     Args:
-        task: what is trained on what.
+        task: the module and data.
         specs: callbacks of the candidate.
-        factor: learning rate relative to what the module is configured with.
-        fold: what is held out. Order, dropout and augmentation follow from it, for all candidates alike.
-        share: of the user's run, more than 0 and at most 1.
+        factor: learning rate relative to the module's own.
+        fold: the held-out fold. It determines the seed of order, dropout and augmentation for all candidates.
+        share: fraction of the user's run, greater than 0 and at most 1.
     """
     began = task.clock()
     seed_all(task.seed + 1000 * fold)
@@ -153,7 +153,7 @@ def trial(task: Task, specs: Sequence[Spec], factor: float, fold: int, share: fl
         with running():
             trainer.fit(module, **task.fed(fold))
             value = judge(task, module, fold)
-    except Exception as error:  # one candidate that cannot be run is a row of the table, not the end
+    except Exception as error:  # a candidate that fails is a row of the table; the search continues
         logging.getLogger(__name__).debug("a trial broke down", exc_info=error)
         first = str(error).strip().splitlines() or [""]
         return Measured(math.nan, task.clock() - began, 0, 0.0, f"{type(error).__name__}: {first[0]}")
@@ -163,7 +163,7 @@ def trial(task: Task, specs: Sequence[Spec], factor: float, fold: int, share: fl
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Room for a Trainer: what it prints goes nowhere, and Ctrl-C, which Lightning makes an exit, is Ctrl-C again."""
+    """Run a Trainer silently, and turn Lightning's exit on Ctrl-C back into KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         with redirect_stdout(StringIO()):
@@ -186,7 +186,7 @@ def _quiet(callback: Any) -> Any:
 
 
 class Clock(Callback):
-    """Times batches from the second on: the first one pays for what is set up once."""
+    """Time batches from the second on, because the first includes one-time setup."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -200,17 +200,17 @@ class Clock(Callback):
         self.last = now
 
     def step(self, batches: int) -> float:
-        """Seconds of an optimizer step of so many batches; 0 after a single batch."""
+        """Seconds of an optimizer step of `batches` batches; 0 after a single batch."""
         return statistics.median(self.times) * batches if self.times else 0.0
 
 
 def judge(task: Task, module: Any, fold: int, batches: int | None = None) -> float:
-    """The metric of a module on a fold, or on the first batches of it."""
+    """The metric of a module on a fold or its first batches."""
     return value_of(validated(task, module, fold, batches), task.metric)
 
 
 def validated(task: Task, module: Any, fold: int, batches: int | None = None, own: bool = False) -> dict[str, Any]:
-    """What validation logs on a fold; with `own`, by the module's own validation step in any case."""
+    """The values that validation logs on a fold; with `own`, always by the module's own validation step."""
     if task.metric.name == LOSS and not own:
         vars(module)["validation_step"] = _held_out(module)
     trainer = task.trainer(limit_val_batches=batches or max(4, int(_VALIDATE * task.run_steps)))
@@ -219,7 +219,7 @@ def validated(task: Task, module: Any, fold: int, batches: int | None = None, ow
 
 
 def _held_out(module: Any) -> Any:
-    """A validation step that logs the loss of the training step; nothing trains in it."""
+    """A validation step that logs the loss of the training step, without training."""
     takes = len(inspect.signature(module.training_step).parameters)
 
     def validation_step(batch: Any, batch_idx: int) -> None:

@@ -1,4 +1,4 @@
-"""Ways to fine-tune, as callbacks in the form that a LightningCLI config has them."""
+"""Ways to fine-tune, as callbacks in the form of a LightningCLI config."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from lightning_freeze.stages.stage import Stage
 
 Spec = dict[str, Any]  # class_path and init_args
-DECAY = 0.5  # rate of a stage, relative to that of the stage above it
-ANCHOR = 100.0  # pull to the start, per step and unit of the learning rate
+DECAY = 0.5  # ratio of the rates of a stage and of the stage above it
+ANCHOR = 100.0  # strength of AnchorWeights
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to fine-tune a model that is cut into stages.
+    """A way to fine-tune a model with stages.
 
     Args:
-        name: what tables call it.
-        callbacks: stages, head first, and whether frozen layers are held in eval mode -> specs of callbacks.
-        trains: the stages that train at the end, of how many there are.
-        top: the head leads: its usual rates are those of a new head, not those of a pretrained layer.
+        name: name in tables.
+        callbacks: function of the stages (head first) and `eval_frozen` that returns specs of callbacks.
+        trains: function of the number of stages that returns the stages that train at the end.
+        top: whether rates are those of a new head instead of those of pretrained layers.
     """
 
     name: str
@@ -38,7 +38,7 @@ def spec(name: str, **arguments: Any) -> Spec:
 
 
 def make(specs: Sequence[Spec]) -> list[Any]:
-    """The callbacks that specs describe, made as LightningCLI makes them."""
+    """Instantiate the callbacks of specs, as LightningCLI does."""
     return [_class(one["class_path"])(**one.get("init_args", {})) for one in specs]
 
 
@@ -79,7 +79,7 @@ def _gradual(stages: Sequence[Stage], held: bool) -> list[Spec]:
 
 
 def _two_phases(start: float, lowest: float, spread: bool) -> Callable[[Sequence[Stage], bool], list[Spec]]:
-    """The head alone until `start` of the run, then all; rates fall to `lowest`, at once or evenly over the stages."""
+    """Train the head until `start` of the run, then all; rates fall to `lowest`, at once or evenly over the stages."""
 
     def callbacks(stages: Sequence[Stage], held: bool) -> list[Spec]:
         body = stages[1:]
@@ -92,7 +92,7 @@ def _two_phases(start: float, lowest: float, spread: bool) -> Callable[[Sequence
 
 
 def _factors(stages: Sequence[Stage], factors: Sequence[float]) -> dict[str, float]:
-    """A factor by pattern. The lowest stage comes first: what its patterns take in of others is overruled by theirs."""
+    """A factor for each pattern, the lowest stage first, so that patterns of higher stages win."""
     return {
         pattern: round(factor, 6)
         for stage, factor in reversed([*zip(stages, factors, strict=True)])
@@ -111,7 +111,7 @@ def _anchor(stages: Sequence[Stage], held: bool) -> list[Spec]:
 
 
 def _first(count: int) -> list[int]:
-    """The head and the third of the body that is nearest the input."""
+    """Train the head and the third of the body nearest the input."""
     return [0, *range(count - max(1, round((count - 1) / 3)), count)]
 
 
@@ -145,10 +145,10 @@ def callbacks_of(way: str, stages: Sequence[Stage], norm: str) -> list[Spec]:
     """The callbacks of a way.
 
     Args:
-        way: a name of `WAYS`.
-        stages: of the model, head first.
-        norm: "eval" holds normalisation statistics for the whole run; "train" leaves Lightning's behaviour also where
-            layers are frozen; "" is for a model that has none.
+        way: a name from `WAYS`.
+        stages: the stages of the model, head first.
+        norm: "eval" holds normalisation statistics for the whole run; "train" keeps Lightning's behaviour even for
+            frozen layers; "" is for a model without them.
     """
     found = WAYS[way].callbacks(stages, norm != "train")
     return [*found, spec("BatchNormEval")] if norm == "eval" else found
