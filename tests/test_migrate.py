@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from helpers import Batches, trainer
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 
 from lightning_freeze import FreezeError, PlanError, select
-from lightning_freeze.cli import main
 from lightning_freeze.migrate import backbone_finetuning, fine_tune, finetuning_schedule
 
 SCHEDULE = {
@@ -172,23 +170,6 @@ def test_a_schedule_with_early_stopping_becomes_a_metric_trigger_with_limits() -
 def test_what_is_no_schedule_is_refused(schedule: Any, options: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         finetuning_schedule(schedule, **options)
-
-
-def test_convert_prints_a_block_that_makes_the_same_callbacks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "schedule.yaml"
-    file.write_text(yaml.safe_dump({**SCHEDULE, 1: {**SCHEDULE[1], "new_lr_scheduler": {}}}))
-
-    assert main(["convert", str(file), "--epoch-transitions-only"]) == 0
-    printed = capsys.readouterr().out
-    (entry,) = yaml.safe_load(printed)["trainer"]["callbacks"]
-    assert entry["class_path"] == "lightning_freeze.GradualUnfreeze"
-    assert entry["init_args"]["at"] == [0, 1, 3]
-    remarks = [line for line in printed.splitlines() if line.startswith("#")]
-    assert any("phase 1: new_lr_scheduler has no counterpart" in line for line in remarks)
-    assert any("give lr=" in line for line in remarks)
-    assert main(["convert", str(tmp_path / "none.yaml")]) == 2
 
 
 def fastai_rates(train_bn: bool) -> Log:

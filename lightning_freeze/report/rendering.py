@@ -37,4 +37,4 @@ def size(count: float) -> str:
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:.3g} TB" if count < 1000 else f"{count:,.0f} TB"

@@ -123,14 +123,6 @@ def test_data_without_a_length_takes_it_from_the_command_line(
     assert "step 3" in capsys.readouterr().out
 
 
-def test_a_picture_goes_into_a_folder_that_exists(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("preview", "--config", "config.yaml", "--steps-per-epoch", "2", "--plot")
-    assert "the folder nowhere does not exist" in refused(capsys, *arguments, "nowhere/plan.png")
-    assert not Path("nowhere").exists()
-    assert main([*arguments, "plan.png"]) == 0
-    assert Path("plan.png").stat().st_size > 10_000
-
-
 def test_without_torch_the_command_line_still_answers(tmp_path: Path) -> None:
     """Imports of torch are what took 10 s; a seconds' limit here only catches what is far off."""
     code = (

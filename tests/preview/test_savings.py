@@ -1,133 +1,93 @@
-"""The costs of a step are measured, and the reasons are the right ones."""
+"""What each stage of a schedule costs, relative to training everything."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import readme
 import savings as benchmark
 import torch
-from helpers import tensors
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+import yaml
+from helpers import Batches, Net
 
 from lightning_freeze import PlanError
-from lightning_freeze.cli import main
-from lightning_freeze.preview.step_cost import cost
+from lightning_freeze.preview.savings import Savings, loss_of, savings
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "cached_digits.yaml"
+CODE = """
+from helpers import Batches, Net as Base
 
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    parts: list[nn.Module] = []
-    for channels in (3, 8, 8):
-        parts += [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(8 * 64, 2))
+class Net(Base):
+    def train_dataloader(self):
+        return Batches(2)
+"""
 
 
-IMAGES = torch.randn(4, 3, 8, 8)
-ACTIVATION = 4 * 8 * 64 * 4  # bytes of what a convolution returns
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Savings:
+    folder = tmp_path_factory.mktemp("savings")
+    (folder / "costed.py").write_text(CODE)
+    unfreeze = {"class_path": "lightning_freeze.GradualUnfreeze", "init_args": {"stages": ["head", "mid", "stem"]}}
+    trainer = {"max_epochs": 3, "accelerator": "cpu", "callbacks": [unfreeze]}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": "costed.Net"}, "trainer": trainer}))
+    return savings([folder / "config.yaml"])
 
 
-def test_flops_are_those_of_the_formulas() -> None:
-    model = network()
-    first, other = (2 * 4 * 64 * 8 * channels * 9 for channels in (3, 8))
-    head = 2 * 4 * 512 * 2
-    found = cost(model, lambda: model(IMAGES).sum())
-    assert found.forward == first + 2 * other + head
-    assert found.backward == first + 2 * 2 * other + 2 * head  # the input needs no gradient
-    grouped = nn.Conv2d(8, 8, 3, groups=8)
-    found = cost(grouped, lambda: grouped(torch.randn(1, 8, 4, 4)).sum())
-    assert found.backward == found.forward
-
-
-def test_a_frozen_prefix_costs_nothing_in_the_backward_pass() -> None:
-    model = network()
-    model[:9].requires_grad_(False).eval()
-    found = cost(model, lambda: model(IMAGES).sum())
-    assert found.saved == ACTIVATION  # the input of the head
-    assert found.gradients == 4 * found.trainable == 4 * (512 * 2 + 2)
-    assert not found.reasons
-
-
-def test_a_norm_that_trains_is_named_and_what_it_keeps_alive() -> None:
-    model = network()
-    model.requires_grad_(False).eval()
-    for part in model:
-        if isinstance(part, nn.BatchNorm2d):
-            part.requires_grad_(True)
-    reasons = "\n".join(cost(model, lambda: model(IMAGES).sum()).reasons)
-    assert "through frozen layers (3, from '3' on), because '1' before them trains" in reasons
-    assert "'1' is a normalisation layer whose weight and bias train" in reasons
-    assert "frozen layers behind something that trains (2) hold 0.02 MiB of their inputs" in reasons
-    assert "(Conv2d) the most" in reasons
-
-
-def test_nothing_of_the_model_is_changed() -> None:
-    model = network()
-    model[0].weight.grad = torch.ones_like(model[0].weight)
-    before, state = tensors(model), torch.get_rng_state()
-    cost(model, lambda: (model(IMAGES) * torch.rand(())).sum())
-    assert all(torch.equal(value, before[name]) for name, value in tensors(model).items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model[0].weight.grad.eq(1).all()
-    assert model[3].weight.grad is None
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(8, 64), nn.Linear(64, 2)
-        self.body = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-        self.reentrant = reentrant
-
-    def forward(self, inputs: Tensor) -> Any:
-        return self.head(checkpoint(self.body, self.stem(inputs), use_reentrant=self.reentrant))
-
-
-def test_checkpointing_keeps_less_and_computes_again() -> None:
-    model, inputs = Checkpointed(reentrant=False), torch.randn(16, 8)
-    plain = nn.Sequential(model.stem, model.body, model.head)
-    with_it, without = (cost(one, lambda one=one: one(inputs).sum()) for one in (model, plain))
-    assert with_it.saved < without.saved
-    assert with_it.backward == without.backward + 2 * 2 * 16 * 64 * 64
-    assert with_it.gradients == without.gradients
-
-
-def test_checkpointing_that_loses_gradients_is_said() -> None:
-    model, inputs = Checkpointed(reentrant=True), torch.randn(16, 8)
-    model.stem.requires_grad_(False)
-    (said,) = [text for text in cost(model, lambda: model(inputs).sum()).reasons if "LOST" in text]
-    assert "'body.0.weight' (4 parameters in all)" in said
-    assert "use_reentrant=False" in said
-    model.reentrant = False
-    assert not [text for text in cost(model, lambda: model(inputs).sum()).reasons if "gets no" in text]
-
-
-def test_a_model_without_anything_that_trains_is_refused() -> None:
-    with pytest.raises(PlanError, match="nothing trains"):
-        cost(nn.Linear(2, 2).requires_grad_(False), lambda: torch.zeros(()))
-
-
-def test_the_command_prints_every_stage_of_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["savings", "--config", str(EXAMPLE)]) == 0
-    said = capsys.readouterr().out
-    assert [line.split()[1].rstrip(",") for line in said.splitlines() if line.lstrip().startswith("epoch ")][:3] == [
-        "0",
-        "3",
-        "6",
+def test_each_change_is_measured_and_named(found: Savings) -> None:
+    assert [(when, what) for when, what, _ in found.stages] == [
+        ("epoch 0, step 0", "head"),
+        ("epoch 1, step 2", "mid"),
+        ("epoch 2, step 4", "stem"),
     ]
+
+
+def test_everything_trains_in_the_step_that_others_are_compared_with(found: Savings) -> None:
+    whole = sum(parameter.numel() for parameter in Net().parameters())
+    assert found.full.trainable == whole == found.stages[-1][2].trainable
+    sizes = [cost.trainable for _, _, cost in found.stages]
+    assert sizes == sorted(sizes)
+    assert [cost.gradients for _, _, cost in found.stages] == [4 * size for size in sizes]
+    assert [cost.state for _, _, cost in found.stages] == [4 * size for size in sizes]  # one momentum each
+
+
+def test_a_frozen_prefix_saves_the_backward_pass(found: Savings) -> None:
+    costs = [cost for _, _, cost in found.stages]
+    assert costs[0].backward < costs[1].backward < costs[2].backward
+    assert costs[0].forward == costs[2].forward == found.full.forward
+    assert costs[0].saved < costs[1].saved < costs[2].saved
+
+
+def test_the_table_has_each_figure_and_its_share(found: Savings) -> None:
+    said = found.table()
+    assert said.startswith("One training step of Net")
+    for when, what, cost in found.stages:
+        assert f"{when}: {what}" in said
+        assert f"{cost.trainable:,}" in said
+        assert f"{cost.trainable / found.full.trainable:.0%}" in said
     assert "everything" in said
-    assert "100%" in said
 
 
-def test_a_user_error_has_no_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["savings", "--config", str(tmp_path / "none.yaml")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+def test_a_step_outside_of_a_fit_logs_nowhere_and_leaves_the_module_as_it_was() -> None:
+    class Logs(Net):
+        def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
+            self.log("loss", torch.ones(()))
+            self.log_dict({})
+            return {"loss": super().training_step(batch, 0)}
+
+    model = Logs()
+    before = set(vars(model))
+    assert loss_of(model, Batches(1).all[0]).requires_grad
+    assert set(vars(model)) == before
+
+
+def test_a_step_without_a_loss_cannot_be_measured() -> None:
+    class Manual(Net):
+        def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+            return None
+
+    with pytest.raises(PlanError, match=r"training_step returned NoneType, not a loss.*\n.*by hand"):
+        loss_of(Manual(), Batches(1).all[0])
 
 
 def test_the_page_shows_the_figures_of_the_benchmark() -> None:

@@ -102,11 +102,6 @@ def test_of_two_schedules_a_stage_starts_with_the_later_one() -> None:
     assert "backward pass" not in text
 
 
-def test_frozen_layers_behind_a_trainable_one_are_mentioned_with_both_names() -> None:
-    text = table([FreezeLayers("layers.1")], width=500)
-    assert "through 4 frozen parameters (from layers.1.0.weight on), because stem before them trains" in text
-
-
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_names_and_figures_fit_the_screen(width: int) -> None:
     policies = [GradualUnfreeze(["head", "layers", "stem"], warmup_steps=2), LayerwiseLR(0.5), BatchNormEval()]

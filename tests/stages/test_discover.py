@@ -14,6 +14,7 @@ import torchvision
 from helpers import SHARDS_ON_CPU
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_models import models
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.regnet import BlockParams
@@ -21,7 +22,6 @@ from torchvision.models.regnet import BlockParams
 from lightning_freeze import PlanError, Stage, discover_stages, select
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.stages.discover import stages_of
-from lightning_freeze.stages.patterns_for import patterns_for
 from lightning_freeze.stages.usage import Usage, record_usage
 
 CLASSIFIERS = torchvision.models.list_models(torchvision.models)
@@ -640,44 +640,6 @@ class TestWrappers:
         assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
 
 
-class TestStage:
-    def test_one_pattern_may_stand_without_a_list(self) -> None:
-        assert Stage("late", "model.layer4").patterns == ["model.layer4"]
-
-    @pytest.mark.parametrize(("name", "patterns"), [("", ["a"]), ("a", []), ("a", [""]), ("a", [1]), (None, ["a"])])
-    def test_a_stage_without_name_or_patterns_is_refused(self, name: str, patterns: list[str]) -> None:
-        with pytest.raises(PlanError, match="needs a"):
-            Stage(name, patterns)
-
-
-NAMES = st.sampled_from(["a", "b", "a*", "!a", "re:a", "[ab]", "0", "weight_", "?"])
-
-
-@st.composite
-def models(draw: st.DrawFn, depth: int = 3) -> nn.Module:
-    """A tree of modules with odd names, norms, scalars and tied weights."""
-    leaves: list[nn.Linear] = []
-
-    def grow(level: int) -> nn.Module:
-        kind = draw(st.sampled_from(["linear", "norm", "empty"] + ["dict", "list"] * bool(level)))
-        if kind == "linear":
-            leaves.append(nn.Linear(draw(st.integers(1, 3)), 2))
-            return leaves[-1]
-        if kind == "norm":
-            return nn.LayerNorm(2)
-        if kind == "empty":
-            return nn.ReLU()
-        children = {name: grow(level - 1) for name in draw(st.lists(NAMES, unique=True, max_size=4))}
-        return nn.ModuleDict(children) if kind == "dict" else nn.Sequential(*children.values())
-
-    model = nn.ModuleDict({"first": grow(depth), "second": grow(depth)})
-    for one in leaves:
-        other = draw(st.sampled_from(leaves))
-        if one.weight.shape == other.weight.shape and draw(st.booleans()):
-            one.weight = other.weight
-    return model
-
-
 class TestLaws:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(models(), st.integers(1, 6))
@@ -686,13 +648,3 @@ class TestLaws:
 
         lawful(model, stages)
         assert len(stages) <= most
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(models(), st.data())
-    def test_the_patterns_of_a_selection_select_it(self, model: nn.Module, data: st.DataObject) -> None:
-        index = ModelIndex(model)
-        names = list(index.parameters)
-        if names:
-            chosen = set(data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1)))
-
-            assert select(model, patterns_for(index, chosen)) == [name for name in names if name in chosen]

@@ -8,8 +8,17 @@ import pytest
 import yaml
 from helpers import STAGES, Net, each_epoch, fit
 
-from lightning_freeze import GradualUnfreeze, LayerwiseLR, PlanError, ProgressiveFreeze, RotatingUnfreeze, Stage
+from lightning_freeze import (
+    GradualUnfreeze,
+    LayerwiseLR,
+    PatternError,
+    PlanError,
+    ProgressiveFreeze,
+    RotatingUnfreeze,
+    Stage,
+)
 from lightning_freeze.cli import main
+from lightning_freeze.stages.stage import as_stage, check_stages, is_named
 
 
 def factors(*callbacks: Any, epochs: int = 3) -> dict[str, float]:
@@ -69,6 +78,43 @@ def test_the_line_at_a_change_says_why_a_stage_ended_and_what_was_restored(capsy
 def test_limits_without_a_metric_are_refused(callback: Any) -> None:
     with pytest.raises(PlanError, match="stage 'a': max_epochs and patience can be used only with"):
         callback([Stage("a", "head", max_epochs=2), "mid"])
+
+
+def test_one_pattern_may_stand_without_a_list() -> None:
+    assert Stage("late", "model.layer4").patterns == ["model.layer4"]
+
+
+@pytest.mark.parametrize(("name", "patterns"), [("", ["a"]), ("a", []), ("a", [""]), ("a", [1]), (None, ["a"])])
+def test_a_stage_without_name_or_patterns_is_refused(name: str, patterns: list[str]) -> None:
+    with pytest.raises(PlanError, match=r"^a stage needs a name, got|^stage 'a' needs a list of patterns"):
+        Stage(name, patterns)
+
+
+@pytest.mark.parametrize("wrong", ["all", True, 0, -1, 2.5, None])
+def test_what_can_be_no_list_of_stages_is_refused(wrong: Any) -> None:
+    with pytest.raises(
+        PlanError, match=r"owner: stages=.* must be 'auto', a number of stages of at least 1, or a list"
+    ):
+        check_stages(wrong, "owner")
+    with pytest.raises(PlanError, match=r"owner: stages=\[\] is empty"):
+        check_stages([], "owner")
+
+
+def test_an_entry_may_be_a_pattern_a_list_a_stage_or_a_dict() -> None:
+    assert as_stage("model.layer4", 0, "owner") == Stage("model.layer4", ["model.layer4"])
+    assert as_stage(["a.0", "a.1"], 0, "owner") == Stage("a.0-1", ["a.0", "a.1"])
+    assert as_stage({"name": "x", "patterns": "a", "factor": 2.0}, 0, "owner") == Stage("x", ["a"], factor=2.0)
+    for wrong, message in [([], "owner stage 3 has no patterns"), (7, "owner stage 3: "), ({"name": "x"}, "stage 3: ")]:
+        with pytest.raises(PlanError, match=message):
+            as_stage(wrong, 3, "owner")
+    with pytest.raises(PatternError, match="owner stage 3: "):
+        as_stage("re:(", 3, "owner")
+
+
+def test_named_stages_are_told_from_a_number_and_from_auto() -> None:
+    assert is_named(["head"])
+    assert not is_named("auto")
+    assert not is_named(3)
 
 
 @pytest.mark.parametrize("wrong", [{"factor": 0}, {"factor": "x"}, {"max_epochs": 0}, {"patience": -1}])
