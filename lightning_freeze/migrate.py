@@ -321,14 +321,7 @@ def fine_tune(
         >>> [type(callback).__name__ for callback in fine_tune("head", epochs=5)]
         ['GradualUnfreeze', 'LayerwiseLR', 'StageSchedule']
     """
-    owner = "fine_tune"
-    arguments.check_positive(epochs, "epochs", owner)
-    arguments.check_positive(freeze_epochs, "freeze_epochs", owner, minimum=0)
-    arguments.check_number(lr_mult, "lr_mult", owner)
-    if lr_mult < 1:
-        raise PlanError(f"{owner}: lr_mult must be at least 1, got {lr_mult}")
-    if len(moms) != 3 or moms[0] != moms[2]:
-        raise PlanError(f"{owner}: moms={moms} must be three numbers, the first and the last alike")
+    _check_fine_tune(epochs, freeze_epochs, lr_mult, moms)
     plan = Plan()
     plan.remarks += [f"{name} has no counterpart here" for name in others]
     if base_lr is not None:
@@ -352,4 +345,15 @@ def fine_tune(
         final_factor=1 / div_final,
         momentum=[moms[1], moms[0]],
     )
-    return plan.build(owner)
+    return plan.build("fine_tune")
+
+
+def _check_fine_tune(epochs: int, freeze_epochs: int, lr_mult: float, moms: Sequence[float]) -> None:
+    owner = "fine_tune"
+    arguments.check_positive(epochs, "epochs", owner)
+    arguments.check_positive(freeze_epochs, "freeze_epochs", owner, minimum=0)
+    arguments.check_number(lr_mult, "lr_mult", owner)
+    if lr_mult < 1:
+        raise PlanError(f"{owner}: lr_mult must be at least 1, got {lr_mult}")
+    if len(moms) != 3 or moms[0] != moms[2]:
+        raise PlanError(f"{owner}: moms={moms} must be three numbers, the first and the last alike")

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
-import lightning_freeze
 from lightning_freeze import GradualUnfreeze, Stage
 from lightning_freeze.cli import main
 
@@ -149,11 +148,6 @@ def test_a_user_error_ends_with_status_2_and_a_message(
 ) -> None:
     assert main(["stages", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_nothing_but_the_contract_is_public() -> None:
-    assert all(hasattr(lightning_freeze, name) for name in lightning_freeze.__all__)
-    assert sorted(lightning_freeze.__all__) == lightning_freeze.__all__
 
 
 def test_trainer_accepts_the_callbacks_by_class() -> None:

@@ -186,9 +186,7 @@ def _simulate(
     worlds: Sequence[int],
 ) -> Preview:
     trainer, model = built.trainer, built.model
-    package = next(
-        name for name in config.PACKAGES if any(c.__module__.startswith(f"{name}.") for c in type(trainer).__mro__)
-    )
+    package = _package_of(trainer)
     policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]
     if not policies:
         raise PlanError("no callback of lightning_freeze is in trainer.callbacks, so there is nothing to preview")
@@ -217,6 +215,11 @@ def _simulate(
     found = simulation.go()
     found.processes, found.bytes_each = processes, bytes_each
     return found
+
+
+def _package_of(trainer: Any) -> str:
+    origins = [cls.__module__ for cls in type(trainer).__mro__]
+    return next(name for name in config.PACKAGES if any(origin.startswith(f"{name}.") for origin in origins))
 
 
 def _bytes_each(precision: Any) -> int | None:
