@@ -198,10 +198,14 @@ class FrozenMemo:
 
     # ---- epochs and the end
 
-    def epoch_end(self) -> None:
-        """Turn off when a whole epoch that began with rows found none of them: the inputs are new each time."""
+    def epoch_end(self, again: bool = True) -> None:
+        """Turn off when a whole epoch that began with rows found none of them: the inputs are new each time.
+
+        Args:
+            again: rows of the next epoch may have come before; else it goes on with the round of epochs.
+        """
         self._new_epoch = True
-        if not self.off and self._library.epoch_end():
+        if again and not self.off and self._library.epoch_end():
             self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from lightning_freeze.report.rendering import show
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.callback import FreezeCallback
 from lightning_freeze.trainer.strategies import shards
+from lightning_freeze.trainer.viewed_loaders import ViewedLoaders, default_seed
 
 
 class FeatureCache(FreezeCallback):
@@ -28,6 +29,11 @@ class FeatureCache(FreezeCallback):
     towers, masks. Rows are known by a 128-bit checksum of what went in, so loaders and samplers are not touched, and an
     augmented image is computed like any new one. Only training steps are served.
 
+    With `views=K` the training data change: each sample comes in at most K augmented versions, then in the first again,
+    so that augmented rows are found too. In epoch e it comes in version e mod K, drawn from (seed of the run, version,
+    sample) by the dataset's own transforms: the random state of Python, NumPy and torch is set around `__getitem__`, in
+    workers too, and put back. A resumed run goes on with the same versions.
+
     Args:
         storage: "memory" of each process, or "disk": one file per boundary that the processes of a node share; it is
             removed at the end.
@@ -35,6 +41,9 @@ class FeatureCache(FreezeCallback):
         max_gb: GiB that rows may take at most, of all processes that share them; when it is full, the rows that are
             there are used and the others computed.
         verify: compare rows with computed ones before they are used for the first time.
+        views: augmented versions of each sample, at most; None: as the loader gives them. The loader has to be a torch
+            DataLoader over a map-style dataset. What is drawn elsewhere (in `collate_fn`, on the device, by a generator
+            that the dataset keeps) is not covered.
         verbose: print what is kept, and what it saved, whenever that part of the model changes, on rank 0.
 
     Raises:
@@ -53,12 +62,15 @@ class FeatureCache(FreezeCallback):
         dir: str | None = None,
         max_gb: float = 4.0,
         verify: bool = True,
+        views: int | None = None,
         verbose: bool = True,
     ) -> None:
         arguments.check_choice(storage, ("memory", "disk"), "storage", self.title)
         if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
             raise PlanError(f"{self.title}: max_gb={max_gb!r} must be a number of GiB above 0")
         arguments.check_flag(verify, "verify", self.title)
+        if views is not None:
+            arguments.check_positive(views, "views", self.title)
         if dir is not None and not (isinstance(dir, str | Path) and str(dir)):
             raise PlanError(f"{self.title}: dir={dir!r} must be the path of a folder")
         if dir is not None and storage != "disk":
@@ -67,11 +79,42 @@ class FeatureCache(FreezeCallback):
         self.dir = dir
         self.max_gb = max_gb
         self.verify = verify
+        self.views = views
         self.verbose = verbose
         self._cache: FrozenMemo | None = None
+        self._loaders: ViewedLoaders | None = None
+        self._seed = 0
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        found = [one for one in list(trainer.callbacks) if isinstance(one, FeatureCache)]  # type: ignore[attr-defined]
+        others = [one for one in found if one.views is not None]
+        if self.views is not None and len(others) > 1:
+            raise PlanError(f"{self.title}: {len(others)} of them ask for views of the training data.\n  Leave one")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.views is not None:
+            self._seed = trainer.strategy.broadcast(default_seed())
+            self._loaders = ViewedLoaders(trainer, self.views, lambda: self._seed)
+
+    def state_of_run(self) -> dict[str, Any]:
+        return {} if self.views is None else {"seed": self._seed}
+
+    def load_state_of_run(self, state: dict[str, Any]) -> None:
+        self._seed = state.get("seed", self._seed)
+
+    def remarks(self) -> list[str]:
+        if self.views is None:
+            return []
+        return [
+            f"FeatureCache(views={self.views}) changes the training data: in epoch e each sample comes in version "
+            f"e mod {self.views}, drawn by its dataset from seed {self._seed}."
+        ]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if self._loaders is not None:
+            self._loaders.catch_up()
         show = partial(_show, trainer) if self.verbose else _keep_quiet
         self._cache = FrozenMemo(pl_module, self._room(trainer), self.verify, show, _warn)
         if why := _impossible(trainer, pl_module):
@@ -95,10 +138,12 @@ class FeatureCache(FreezeCallback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         _unwrap(pl_module)
+        if self._loaders is not None:
+            self._loaders.check()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._cache is not None:
-            self._cache.epoch_end()
+            self._cache.epoch_end(again=(trainer.current_epoch + 1) % (self.views or 1) == 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -117,6 +162,9 @@ class FeatureCache(FreezeCallback):
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+        if self._loaders is not None:
+            self._loaders.close()
+            self._loaders = None
 
 
 def _cached(cache: FrozenMemo | None, step: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,88 @@
+"""The training loaders of a Trainer, with at most K augmented versions of each sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from lightning_freeze.cache.views import Drawing, seed_of, viewed, why_not
+from lightning_freeze.errors import PlanError
+from lightning_freeze.trainer._lightning import Trainer
+
+_HOOK = "process_dataloader"  # of a strategy: the last that happens to a loader before it is used
+
+
+def default_seed() -> int:
+    """Of the run: that of `seed_everything`, else 0, as Lightning's own distributed samplers have it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+class ViewedLoaders:
+    """Stands between a Trainer and its training loaders. In epoch e every sample comes in version e mod `views`.
+
+    Args:
+        trainer: whose loaders.
+        views: versions of each sample.
+        seed: asked for at the beginning of each pass.
+    """
+
+    def __init__(self, trainer: Trainer, views: int, seed: Callable[[], int]) -> None:
+        self._trainer, self._views, self._seed = trainer, views, seed
+        self._drawings: list[Drawing] = []
+        self._begun: tuple[int, int] | None = None
+        own = vars(trainer.strategy).get(_HOOK)
+        self._own, self._before = own, getattr(trainer.strategy, _HOOK)
+        trainer.strategy.__dict__[_HOOK] = self._process
+
+    def close(self) -> None:
+        """Let the Trainer have its loaders as they are."""
+        hooks = vars(self._trainer.strategy)
+        if hooks.get(_HOOK) == self._process:
+            hooks.pop(_HOOK)
+            if self._own is not None:
+                hooks[_HOOK] = self._own
+
+    def _process(self, loader: Any) -> Any:
+        loader = self._before(loader)
+        if not self._trainer.training:  # loaders for validation come by here too
+            return loader
+        if why := why_not(loader):
+            raise PlanError(f"FeatureCache(views={self._views}): the training loader {why}.\n  Leave out views")
+        twin, drawing = viewed(loader, lambda: self._draw(drawing))
+        self._drawings.append(drawing)
+        return twin
+
+    def _now(self) -> tuple[int, int]:
+        # not `current_epoch`: after a resume, Lightning asks for the first batches before it has counted the last epoch
+        progress: Any = self._trainer.fit_loop.epoch_progress.current
+        return self._seed(), progress.processed % self._views
+
+    def _draw(self, drawing: Drawing) -> Callable[[Any], int]:
+        """A pass of a loader begins; loaders beside each other draw from other seeds."""
+        self._begun = self._now()
+        used = self._drawings = self._in_use()
+        return partial(seed_of, *self._begun, used.index(drawing) if drawing in used else 0)
+
+    def _in_use(self) -> list[Drawing]:
+        combined: Any = self._trainer.fit_loop._combined_loader
+        used = [one for loader in combined.flattened for one in (loader.batch_sampler, loader.sampler)]
+        return [one for one in used if isinstance(one, Drawing)]
+
+    def catch_up(self) -> None:
+        """At the start of training: begin the first pass again, where it began before a checkpoint was loaded."""
+        if self._begun not in (None, self._now()):
+            iter(cast(Any, self._trainer.fit_loop._data_fetcher))
+
+    def check(self) -> None:
+        """After a batch.
+
+        Raises:
+            PlanError: it came from elsewhere.
+        """
+        if any(not drawing.begun for drawing in self._drawings):
+            raise PlanError(
+                f"FeatureCache(views={self._views}): the training loader did not ask its sampler for the batch, so its "
+                "versions cannot be counted.\n  Use a plain torch DataLoader, or leave out views"
+            )
