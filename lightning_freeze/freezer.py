@@ -49,7 +49,7 @@ class Freezer:
         PlanError: a callback needs a Trainer, or a schedule cannot work.
         FreezeError: patterns, optimizers, schedulers or strategies cannot work, as in a fit.
 
-    Example:
+    Examples:
         >>> from lightning_freeze import GradualUnfreeze
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

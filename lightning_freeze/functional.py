@@ -31,7 +31,7 @@ def freeze(model: nn.Module, patterns: Patterns, eval_mode: bool = True) -> list
     Raises:
         PatternError: a pattern matches nothing; nothing has been frozen.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
         >>> freeze(model, ["*", "!2"])
         ['0.weight', '0.bias', '1.weight', '1.bias']
@@ -60,7 +60,7 @@ def unfreeze(model: nn.Module, patterns: Patterns) -> list[str]:
     Raises:
         PatternError: a pattern matches nothing; nothing has been unfrozen.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> _ = freeze(model, "*")
         >>> unfreeze(model, "1")
@@ -107,7 +107,7 @@ def param_groups(
         PlanError: a value is out of range.
         PatternError: a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
         >>> for group in param_groups(model, lr=0.1, decay=0.5, weight_decay=0.01):
         ...     print(group["name"], group["lr"], group["weight_decay"], len(group["params"]))

@@ -90,7 +90,7 @@ def backbone_finetuning(
     Raises:
         PlanError: the arguments cannot work.
 
-    Example:
+    Examples:
         >>> [type(callback).__name__ for callback in backbone_finetuning(unfreeze_backbone_at_epoch=3)]
         ['GradualUnfreeze', 'RateGrowth']
     """
@@ -137,7 +137,7 @@ def finetuning_schedule(
     Raises:
         PlanError: the schedule does not exist, or an argument does not.
 
-    Example:
+    Examples:
         >>> phases = {0: {"params": ["model.fc.*"], "max_transition_epoch": 3}, 1: {"params": ["model.layer4.*"]}}
         >>> made = finetuning_schedule(phases, lr=1e-3, epoch_transitions_only=True, restore_best=False)
         >>> made[0].at, [stage.factor for stage in made[0].stages]
@@ -317,7 +317,7 @@ def fine_tune(
     Raises:
         PlanError: the arguments cannot work.
 
-    Example:
+    Examples:
         >>> [type(callback).__name__ for callback in fine_tune("head", epochs=5)]
         ['GradualUnfreeze', 'LayerwiseLR', 'StageSchedule']
     """

@@ -51,7 +51,7 @@ def audit(
         optimizers: one or several optimizers; without any, groups are not checked.
         before: `fingerprint(...)` from the time when the parameters were frozen.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_freeze import fingerprint, freeze
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))

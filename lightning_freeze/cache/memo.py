@@ -36,7 +36,7 @@ class FrozenMemo:
         say: is told what is kept, a line at a time.
         warn: is told what is not, and why.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 16).requires_grad_(False).eval(), nn.Linear(16, 2))
         >>> memo = FrozenMemo(model, Storage(1 << 20), say=lambda text: None)

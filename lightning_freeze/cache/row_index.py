@@ -16,7 +16,7 @@ EVIDENCE = 64  # numbers that have to be equal before two ways to compute them c
 class RowIndex:
     """Entries by key, in families of batch sizes that give the same bits.
 
-    Example:
+    Examples:
         >>> index = RowIndex()
         >>> index.add(8, [((1, 1), Entry(0, 0, 0))])
         >>> index.find(8, [(1, 1), (2, 2)])

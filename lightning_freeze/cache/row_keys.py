@@ -35,7 +35,7 @@ def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
         `(rows, 2)` int64 on the device of the first tensor; the same for the same bits and shapes, on any device, in
         any process. Dtypes are not in it.
 
-    Example:
+    Examples:
         >>> batch = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
         >>> first, second, third = row_keys([batch], 3).tolist()
         >>> first == third, first == second

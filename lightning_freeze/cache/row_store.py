@@ -77,7 +77,7 @@ class RowStore:
         storage: the budget.
         path: the file; None: memory of this process.
 
-    Example:
+    Examples:
         >>> store = Storage(1024).open((2,), torch.float32)
         >>> slots = store.put([(7, 7)], torch.tensor([[1.0, 2.0]]), size=1, batch=0, places=[0])
         >>> store.get(slots)

@@ -64,7 +64,7 @@ def user_classes(modules: Iterable[nn.Module]) -> list[type]:
 class Seal:
     """The state of a module, with all in it, at one time.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 2)
         >>> seal = Seal(layer)
         >>> seal.holds()

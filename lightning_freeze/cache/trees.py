@@ -40,7 +40,7 @@ def flatten(tree: Any, tensors: list[Tensor], rows: int | None = None, mutable: 
     Raises:
         Unknown: there is something else in it.
 
-    Example:
+    Examples:
         >>> found = []
         >>> flatten((torch.ones(2), 2.0), found) == flatten((torch.zeros(3), 2.0), found), len(found)
         (True, 2)
@@ -100,7 +100,7 @@ class Same:
 def rebuild(spec: Any, tensors: Iterator[Any], rows: int | None = None) -> Any:
     """The tree of a record, with other tensors in it.
 
-    Example:
+    Examples:
         >>> found = []
         >>> spec = flatten([torch.ones(1), "mode"], found, mutable=True)
         >>> rebuild(spec, iter([torch.zeros(1)]))

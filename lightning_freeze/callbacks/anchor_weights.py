@@ -52,7 +52,7 @@ class AnchorWeights(FreezeCallback):
         PlanError: arguments that cannot work.
         PatternError: at setup, a pattern that matches nothing.
 
-    Example:
+    Examples:
         >>> AnchorWeights(0.5, ["*", "!model.fc"]).strength
         0.5
         >>> AnchorWeights(-1)

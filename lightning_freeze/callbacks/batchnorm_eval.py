@@ -37,7 +37,7 @@ class BatchNormEval(FreezeCallback):
         PlanError: the arguments cannot work.
         PatternError: at setup, a pattern matches no normalisation layer.
 
-    Example:
+    Examples:
         >>> BatchNormEval("model.backbone", affine="freeze").when
         'always'
     """

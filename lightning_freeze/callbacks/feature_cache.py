@@ -49,7 +49,7 @@ class FeatureCache(FreezeCallback):
     Raises:
         PlanError: arguments that cannot work.
 
-    Example:
+    Examples:
         >>> FeatureCache(max_gb=2).storage
         'memory'
     """

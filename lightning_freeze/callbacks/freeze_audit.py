@@ -51,7 +51,7 @@ class FreezeAudit(FreezeCallback):
         PlanError: the arguments cannot work.
         FreezeViolation: during training, something frozen has moved, or something trainable cannot train.
 
-    Example:
+    Examples:
         >>> FreezeAudit(every_n_epochs=5, on_violation="warn").every_n_epochs
         5
     """

@@ -35,7 +35,7 @@ class FreezeLayers(FreezeCallback):
         PlanError: the arguments cannot work.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> FreezeLayers(["model.backbone", "!model.backbone.layer4"], stop=5).stop
         5
     """
@@ -101,9 +101,9 @@ class FreezeLayers(FreezeCallback):
         return None if stop is None or stop.reached(progress) else stop
 
     def rows(self, progress: Progress) -> list[Row]:
-        begin = f"from {self.unit} {self.start}" if self.start or self.stop is None else ""
+        begin = f"from {self.unit} {self.start}" if self.start else ""
         end = "" if self.stop is None else f"until {self.unit} {self.stop}"
-        when = " ".join(["frozen", *filter(None, (begin, end))])
+        when = " ".join(["frozen", *(filter(None, (begin, end)) if begin or end else ["throughout"])])
         return [Row(self.title, as_patterns(self.patterns), when, sorted(self._names))]
 
     def foreseen(self, progress: Progress) -> list[str]:

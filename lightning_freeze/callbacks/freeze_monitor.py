@@ -37,7 +37,7 @@ class FreezeMonitor(FreezeCallback):
     Raises:
         PlanError: `plot` has another ending, or matplotlib (the extra `plot`) is not installed.
 
-    Example:
+    Examples:
         >>> FreezeMonitor(plot="run.svg").plot
         'run.svg'
         >>> FreezeMonitor(plot="run.txt")

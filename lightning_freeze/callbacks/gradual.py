@@ -57,7 +57,7 @@ class GradualUnfreeze(FreezeCallback):
         PlanError: there are several triggers, or the arguments cannot work.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> GradualUnfreeze(["model.fc", "model.layer4", "model.layer3"], every_n_epochs=2).title
         'GradualUnfreeze'
         >>> GradualUnfreeze(at=[0, 5, 3])
@@ -261,6 +261,17 @@ class GradualUnfreeze(FreezeCallback):
             self.snapshot = take(self._frozen_after[stage])
 
     # ---- tables, checkpoints, the end
+
+    def remarks(self) -> list[str]:
+        last = self._bound[-1]
+        limits = {"max_epochs": last.max_epochs, "patience": last.patience}
+        given = [f"{name}={value}" for name, value in limits.items() if value is not None]
+        if not given or self.monitor is None:
+            return []
+        return [
+            f"{' and '.join(given)} of '{last.name}' {'has' if len(given) == 1 else 'have'} no effect: the last stage "
+            "trains until the run ends. To end the run, use max_epochs of the Trainer or EarlyStopping."
+        ]
 
     def rows(self, progress: Progress) -> list[Row]:
         return [

@@ -31,7 +31,7 @@ class GroupOptions(FreezeCallback):
             option or refuses a value.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> GroupOptions({"kind:norm": {"weight_decay": 0.0}, "model.head": {"weight_decay": 0.1}}).title
         'GroupOptions'
         >>> GroupOptions({"model.head": {"lr": 0.1}})

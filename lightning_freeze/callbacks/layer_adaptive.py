@@ -50,7 +50,7 @@ class LayerAdaptiveLR(FreezeCallback):
         OptimizerError: at the start, "moment_ratio" with an optimizer that keeps no `exp_avg` and `exp_avg_sq`.
         PatternError: at setup, a pattern that matches nothing.
 
-    Example:
+    Examples:
         >>> LayerAdaptiveLR("trust_ratio", max_factor=2.0).max_factor
         2.0
     """

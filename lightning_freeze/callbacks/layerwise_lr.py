@@ -30,7 +30,7 @@ class LayerwiseLR(FreezeCallback):
         PlanError: neither `decay` nor `multipliers` is given, or a value is out of range.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> LayerwiseLR(decay=0.5, multipliers={"model.embeddings": 0.01}).decay
         0.5
     """

@@ -55,7 +55,7 @@ class ProgressiveFreeze(FreezeCallback):
         PlanError: the arguments cannot work; at setup, there is a single stage, or the run has no end.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> ProgressiveFreeze(["model.fc", "model.layer4", "model.layer3"], span=(0.3, 0.9)).curve
         'cosine'
     """

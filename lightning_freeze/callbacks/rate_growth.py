@@ -33,7 +33,7 @@ class RateGrowth(FreezeCallback):
         PlanError: the arguments cannot work.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> rate = RateGrowth("backbone", start=10, initial=0.1)
         >>> [rate.factor(epoch) for epoch in (9, 10, 11, 12, 13, 14)]
         [0.1, 0.1, 0.2, 0.4, 0.8, 1.0]

@@ -50,7 +50,7 @@ class RotatingUnfreeze(FreezeCallback):
         PlanError: the arguments cannot work; at setup, there are fewer stages than `active`.
         PatternError: at setup, a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> RotatingUnfreeze(active=2, always=["model.embed", "model.head"], order="ascending").every_n_train_steps
         100
     """

@@ -22,7 +22,7 @@ class SlimCheckpoint(FreezeCallback):
     Raises:
         ResumeError: when a checkpoint is loaded into a module with other weights.
 
-    Example:
+    Examples:
         >>> SlimCheckpoint().title
         'SlimCheckpoint'
     """

@@ -49,7 +49,7 @@ class StageSchedule(FreezeCallback):
     Raises:
         PlanError: the arguments cannot work; at the start, the length of a stage is unknown.
 
-    Example:
+    Examples:
         >>> StageSchedule("slanted_triangular", restart="new", final_factor=1 / 32).warmup
         0.1
         >>> StageSchedule(warmup=1.5)

@@ -40,7 +40,7 @@ class TaskFreeze(FreezeCallback):
         PatternError: at setup, a pattern matches nothing.
         UnsupportedStrategyError: at setup, FSDP over several ranks, or DDP with a static graph.
 
-    Example:
+    Examples:
         >>> TaskFreeze({"pictures": "model.from_pictures", "names": ["model.embed", "model.from_names"]}).task_key
         'task'
     """

@@ -62,7 +62,7 @@ def parse_inputs(written: str) -> list[Input]:
     Raises:
         PlanError: the text has another form.
 
-    Example:
+    Examples:
         >>> parse_inputs("input_ids=1x128:int64,scale=2")
         [Input(name='input_ids', sizes=[1, 128], dtype='int64'), Input(name='scale', sizes=[2], dtype='float32')]
     """

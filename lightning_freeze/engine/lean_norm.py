@@ -81,7 +81,7 @@ def is_lean(module: nn.Module) -> bool:
 def make_lean(module: nn.Module) -> None:
     """Replace the class of a layer by one that saves no input; other modules are left unchanged.
 
-    Example:
+    Examples:
         >>> layer = nn.BatchNorm2d(3).eval().requires_grad_(False)
         >>> make_lean(layer)
         >>> isinstance(layer, nn.BatchNorm2d), is_lean(layer)

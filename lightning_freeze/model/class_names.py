@@ -6,7 +6,7 @@ from __future__ import annotations
 def class_names(thing: object) -> frozenset[str]:
     """The names of an object's class and of all its base classes.
 
-    Example:
+    Examples:
         >>> sorted(class_names(True))
         ['bool', 'int', 'object']
     """
@@ -16,7 +16,7 @@ def class_names(thing: object) -> frozenset[str]:
 def is_named(thing: object, *names: str) -> bool:
     """Whether an object's class, or one of its base classes, has one of these names.
 
-    Example:
+    Examples:
         >>> is_named(True, "int", "str")
         True
     """

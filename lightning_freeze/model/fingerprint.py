@@ -47,7 +47,7 @@ def tensor_hash(tensor: Tensor) -> Tensor:
     Raises:
         PlanError: the tensor is on the meta device and has no values.
 
-    Example:
+    Examples:
         >>> ones = torch.ones(2, 3)
         >>> bool(tensor_hash(ones) == tensor_hash(torch.ones(3, 2).t()))
         True
@@ -135,7 +135,7 @@ def fingerprint(model: nn.Module, patterns: Patterns = "*", buffers: bool = True
         PatternError: a pattern matches nothing.
         PlanError: a selected tensor is on the meta device.
 
-    Example:
+    Examples:
         >>> model = nn.BatchNorm1d(2)
         >>> before = fingerprint(model)
         >>> _ = model(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))

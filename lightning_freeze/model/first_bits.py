@@ -119,7 +119,7 @@ def merge_checkpoint(slim: Mapping[str, Any] | str | Path, model: nn.Module) -> 
     Raises:
         ResumeError: the module has other values than at the start of the first fit.
 
-    Example:
+    Examples:
         >>> merge_checkpoint({"state_dict": {"weight": torch.ones(1)}}, nn.Linear(1, 1))["state_dict"]
         {'weight': tensor([1.])}
     """

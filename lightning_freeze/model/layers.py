@@ -62,7 +62,7 @@ def normalizes(module: nn.Module) -> bool:
     base class whose children have no parameters, unless they mix channels (`NormLinear`); and modules whose
     parameters are all vectors and whose code divides by a variance or a norm, whatever their name.
 
-    Example:
+    Examples:
         >>> normalizes(nn.GroupNorm(1, 2)), normalizes(nn.Linear(2, 2))
         (True, False)
     """
@@ -87,7 +87,7 @@ def has_statistics(module: nn.Module) -> bool:
     buffers and a forward that depends on the mode. torchvision's `FrozenBatchNorm2d` has none: nothing updates its
     buffers.
 
-    Example:
+    Examples:
         >>> has_statistics(nn.BatchNorm1d(2)), has_statistics(nn.InstanceNorm1d(2)), has_statistics(nn.LayerNorm(2))
         (True, False, False)
     """

@@ -205,7 +205,7 @@ def select(model: nn.Module, patterns: Patterns) -> list[str]:
     Raises:
         PatternError: a pattern matches nothing; the message names the closest parameters, modules or classes.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
         >>> select(model, ["*", "!kind:norm"])

@@ -44,7 +44,7 @@ def needs_train_mode(module: nn.Module) -> bool:
     Args:
         module: the module to check, without its children.
 
-    Example:
+    Examples:
         >>> class Detector(nn.Module):
         ...     def forward(self, x):
         ...         return {"loss": x.sum()} if self.training else {"scores": x}

@@ -39,7 +39,7 @@ class Share:
 def rows_elements(shape: Sequence[int], world: int) -> int:
     """The number of elements on rank 0 of `world` of a tensor that FSDP2 shards along its first dimension.
 
-    Example:
+    Examples:
         >>> rows_elements((9, 4), 2), rows_elements((), 2)
         (20, 1)
     """

@@ -71,7 +71,7 @@ def cost(model: nn.Module, step: Callable[[], Tensor], repeats: int = 3) -> Cost
     Raises:
         PlanError: nothing trains.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
         >>> batch = torch.randn(4, 8)
         >>> everything = cost(model, lambda: model(batch).sum())

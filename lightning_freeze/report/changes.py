@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lightning_freeze.engine.declarations import Change
 from lightning_freeze.engine.run_view import RunView
+from lightning_freeze.report.rendering import percent
 
 
 def change_line(run: RunView, done: Change) -> str:
@@ -22,7 +23,7 @@ def change_line(run: RunView, done: Change) -> str:
     trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
     total = sum(parameter.numel() for parameter in run.index.parameters.values())
     where = f"epoch {run.progress.epoch}, step {run.progress.step}"
-    return f"{where}: {'; '.join(parts)}; {trainable:,} of {total:,} parameters ({trainable / total:.1%}) train"
+    return f"{where}: {'; '.join(parts)}; {trainable:,} parameters ({percent(trainable, total)}) train"
 
 
 def _places(run: RunView, names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from textwrap import wrap
 
 from tqdm import tqdm
 
@@ -13,8 +14,19 @@ _UNKNOWN, _WIDEST = 80, 140  # columns where the output is no terminal; more tha
 
 
 def show(text: str) -> None:
-    """Print without breaking a progress bar of tqdm or rich."""
+    """Print without breaking a progress bar of tqdm or rich.
+
+    On a terminal, lines that are too long fold between words; a file or a pipe gets them whole.
+    """
+    if sys.stdout.isatty():
+        text = "\n".join(part for line in text.splitlines() for part in _folded(line, screen_width()))
     tqdm.write(text)
+
+
+def _folded(line: str, width: int) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    folded = wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return folded if len(line) > width else [line]
 
 
 def screen_width() -> int:
@@ -29,6 +41,12 @@ def value_range(values: Sequence[float], form: str) -> str:
     if not values:
         return "-"
     return format(values[0], form) if len(values) == 1 else f"{values[0]:{form}} to {values[-1]:{form}}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A part of a whole, with two digits where it is small: 0.046%, 9.3%, 75.1%."""
+    share = 100 * part / (whole or 1)
+    return f"{share:.1f}%" if share >= 1 or share == 0 else f"{share:.2g}%"
 
 
 def size(count: float) -> str:

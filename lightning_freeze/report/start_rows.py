@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_freeze.engine.declarations import Row
 from lightning_freeze.engine.modes import is_held
@@ -51,10 +51,18 @@ def parts_of(run: RunView, end: Progress | None = None) -> list[Part]:
     return [_part(run, name, names, rows, end) for name, names in members.items()]
 
 
+def rows_of(run: RunView) -> list[list[Row]]:
+    """The rows of each policy; those that bear its title have its number, where one class occurs several times."""
+    return [
+        [replace(row, name=title) if row.name == policy.title else row for row in policy.rows(run.progress)]
+        for policy, title in zip(run.policies, _titles(run.policies), strict=True)
+    ]
+
+
 def _rows_by_parameter(run: RunView, staged: bool) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {name: [] for name in run.index.parameters}
-    for policy, binding in zip(run.policies, run.bindings, strict=True):
-        for row in policy.rows(run.progress) if binding.labels or not staged else ():
+    for rows, binding in zip(rows_of(run), run.bindings, strict=True):
+        for row in rows if binding.labels or not staged else ():
             for name in row.names:
                 found[name].append(row)
     return found
@@ -63,7 +71,7 @@ def _rows_by_parameter(run: RunView, staged: bool) -> dict[str, list[Row]]:
 def _by_row(run: RunView) -> dict[str, list[str]]:
     left = dict.fromkeys(run.index.parameters)
     found: dict[str, list[str]] = {}
-    for row in run.rows:
+    for row in (row for rows in rows_of(run) for row in rows):
         names = [name for name in row.names if name in left]
         for name in names:
             del left[name]

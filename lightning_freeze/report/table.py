@@ -11,8 +11,8 @@ from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.report.backward import backward_remarks
 from lightning_freeze.report.grid import RULE, Column, grid, paragraph
 from lightning_freeze.report.remarks import run_remarks
-from lightning_freeze.report.rendering import screen_width, value_range
-from lightning_freeze.report.start_rows import Facts, Part, grouped, parts_of
+from lightning_freeze.report.rendering import percent, screen_width, value_range
+from lightning_freeze.report.start_rows import Facts, Part, grouped, parts_of, rows_of
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.stages.naming import ranges
 from lightning_freeze.stages.stage import BoundStage
@@ -49,14 +49,19 @@ def start_table(run: RunView, end: Progress | None = None, width: int | None = N
     notes = _shorten_triggers(rows)
     if any(part.late for part in parts):
         notes.append("! begins after the end of the run")
-    trains = facts.size(run.trainable)
-    total = facts.size(facts.sizes)
-    name, width = run.index.model_name, width or screen_width()
-    title = f"lightning_freeze: {name}, {trains:,} of {total:,} parameters ({trains / (total or 1):.1%}) train now"
+    width = width or screen_width()
+    title = _title(run.index.model_name, facts.size(run.trainable), facts.size(facts.sizes), width)
     of_policies = [line for policy in run.policies for line in policy.remarks()]
     remarks = [*notes, *run.remarks, *backward_remarks(run), *run_remarks(run), *of_policies]
     wrapped = [line for text in remarks for remark in text.splitlines() for line in paragraph(remark, width)]
-    return "\n".join([*paragraph(title, width), grid(_COLUMNS, rows, width), *wrapped])
+    return "\n".join([*title, grid(_COLUMNS, rows, width), *wrapped])
+
+
+def _title(model: str, trains: int, total: int, width: int) -> list[str]:
+    """What the table is about: in one line, else with the figures on a line of their own."""
+    parts = f"lightning_freeze: {model}", f"{trains:,} of {total:,} parameters ({percent(trains, total)}) train now"
+    whole = ", ".join(parts)
+    return [whole] if len(whole) <= width else [parts[0], f"  {parts[1]}"]
 
 
 def percentages(sizes: Sequence[int]) -> list[str]:
@@ -93,9 +98,9 @@ def _unlabelled(run: RunView, parts: Sequence[Part]) -> list[Row]:
     shown = {part.name for part in parts}
     return [
         row
-        for policy, binding in zip(run.policies, run.bindings, strict=True)
+        for rows, binding in zip(rows_of(run), run.bindings, strict=True)
         if not binding.labels
-        for row in policy.rows(run.progress)
+        for row in rows
         if row.name not in shown
     ]
 

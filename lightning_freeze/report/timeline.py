@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lightning_freeze.engine.declarations import Row
 from lightning_freeze.engine.run_view import RunView
 
 REST = "rest"  # the name for parameters without a stage
@@ -100,16 +101,34 @@ class Timeline:
 
 
 def stage_members(run: RunView) -> dict[str, list[str]]:
-    """Stage -> its parameters, in order of training; parameters without a stage come last."""
-    ordered = dict.fromkeys(run.labels.get(name, "") for row in run.rows for name in row.names)
-    found: dict[str, list[str]] = {label: [] for label in ordered if label}
+    """Stage -> its parameters, in order of training; parameters without a stage come last.
+
+    Of stages that start together, the one nearer to the head comes first: in the order of another policy's stages, such
+    as those of a `LayerwiseLR`, else in reversed order of registration.
+    """
+    found: dict[str, list[str]] = {}
     rest: list[str] = []
     for name in reversed(run.index.parameters):
         label = run.labels.get(name, "")
         (found.setdefault(label, []) if label else rest).append(name)
+    places = [_places(policy.rows(run.progress)) for policy in run.policies]
+    never = len(run.index.parameters)
+    order = {
+        label: [min(place.get(name, never) for name in names) for place in places] for label, names in found.items()
+    }
+    ordered = {label: found[label] for label in sorted(found, key=lambda label: order[label])}
     if rest:
-        found[REST if REST not in found else f"{REST} (in no stage)"] = rest
-    return {stage: names for stage, names in found.items() if names}
+        ordered[REST if REST not in ordered else f"{REST} (in no stage)"] = rest
+    return ordered
+
+
+def _places(rows: Sequence[Row]) -> dict[str, int]:
+    """Parameter -> the first row that it is in."""
+    found: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        for name in row.names:
+            found.setdefault(name, place)
+    return found
 
 
 def stage_names(run: RunView) -> list[str]:

@@ -68,7 +68,7 @@ def relative_changes(before: Sequence[float], now: Sequence[float]) -> list[floa
 def percentile(values: Sequence[float], share: float) -> float:
     """The percentile of values, with linear interpolation.
 
-    Example:
+    Examples:
         >>> percentile([4.0, 1.0, 2.0], 75)
         3.0
     """
@@ -90,7 +90,7 @@ def converged(before: Sequence[float], now: Sequence[float], share: float) -> in
         now: norms of this interval.
         share: the percentile, 0 to 100.
 
-    Example:
+    Examples:
         >>> converged([1.0, 1.0, 1.0, 1.0], [1.01, 1.02, 1.3, 0.5], 50)
         2
     """

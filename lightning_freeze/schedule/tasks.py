@@ -23,7 +23,7 @@ def tasks_of(batch: Any, key: str, known: Collection[str]) -> frozenset[str]:
     Raises:
         PlanError: the value of the key is not a task.
 
-    Example:
+    Examples:
         >>> sorted(tasks_of({"x": 1, "task": ["names", "pictures", "names"]}, "task", ["names", "pictures"]))
         ['names', 'pictures']
         >>> sorted(tasks_of({"names": [1, 2], "pictures": None}, "task", ["names", "pictures"]))
@@ -69,7 +69,7 @@ def names_in(value: Any, where: str) -> Iterator[str]:
 def describe_batch(batch: Any) -> str:
     """Describe a batch for an error message.
 
-    Example:
+    Examples:
         >>> describe_batch({"x": 1, "y": 2}), describe_batch([1, "a"])
         ("a dict with the keys 'x', 'y'", 'a list of int, str')
     """

@@ -37,7 +37,7 @@ def discover_stages(model: nn.Module, example_input: object = None, max_stages: 
     Raises:
         PlanError: the forward raised, a parameter is not initialized, or `max_stages` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
         >>> for stage in discover_stages(model, torch.zeros(1, 3, 8, 8)):
@@ -96,8 +96,9 @@ def _names(levels: Sequence[Level], patterns: Sequence[Sequence[str]], index: Mo
 
 
 def _range(labels: Sequence[str]) -> str:
-    """A range of two names without repeating their common prefix: `model.layer3.4..layer4.0`."""
+    """A range of two names without repeating their common prefix: `layers.0-5`, `model.layer3.4..layer4.0`."""
     first, last = labels[0].split("."), labels[-1].split(".")
     shared = next((k for k, (a, b) in enumerate(zip(first[:-1], last[:-1], strict=False)) if a != b), None)
     common = min(len(first), len(last)) - 1 if shared is None else shared
-    return labels[0] if first == last else f"{labels[0]}..{'.'.join(last[common:])}"
+    counted = first[:-1] == last[:-1] and first[-1].isdecimal() and last[-1].isdecimal()
+    return labels[0] if first == last else f"{labels[0]}{'-' if counted else '..'}{'.'.join(last[common:])}"

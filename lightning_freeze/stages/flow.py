@@ -66,7 +66,7 @@ def depths(flow: Flow, unit_of: Mapping[str, int], solid: Collection[int]) -> di
     Returns:
         The depths of the units in the flow.
 
-    Example:
+    Examples:
         >>> flow = Flow()
         >>> stem = flow.add([], ["stem"])
         >>> left, right = flow.add([stem], ["left"]), flow.add([stem], ["right"])

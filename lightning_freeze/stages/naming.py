@@ -12,7 +12,7 @@ _CHOICE = re.compile(r"(\d*)\[([A-Za-z0-9]+(?:-[A-Za-z0-9])?)\]")
 def metric_name(name: str) -> str:
     """Replace characters that loggers may refuse in metric names; letters, digits, `_`, `.` and `-` stay.
 
-    Example:
+    Examples:
         >>> metric_name("model.layer?.*+2")
         'model.layer_._2'
     """
@@ -25,7 +25,7 @@ def stage_name(patterns: Sequence[str]) -> str:
     Args:
         patterns: the patterns of the stage; those with `!` are ignored.
 
-    Example:
+    Examples:
         >>> stage_name(["*", "!model.fc"]), stage_name(["model.layer[34]"])
         ('rest', 'model.layer3-4')
         >>> stage_name([r"re:backbone\.7\.1\..*"]), stage_name(["layers.0", "layers.1", "layers.2"])
@@ -61,7 +61,7 @@ def _choice(before: str, characters: str) -> str:
 def ranges(names: Sequence[str]) -> list[str]:
     """Join neighbouring names that differ in one number counting up or down: `layers.0-10`.
 
-    Example:
+    Examples:
         >>> ranges(["layers.0", "layers.1", "layers.2", "norm"])
         ['layers.0-2', 'norm']
     """

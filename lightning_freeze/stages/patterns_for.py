@@ -21,7 +21,7 @@ def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:
         index: the model.
         names: canonical names of parameters.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> index = ModelIndex(nn.ModuleDict({name: nn.Linear(2, 2) for name in "abcdefg"}))
         >>> patterns_for(index, ["a.weight", "a.bias", "b.weight"])

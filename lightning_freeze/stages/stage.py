@@ -30,7 +30,7 @@ class Stage:
         PlanError: the name or the patterns are empty, or a value is out of range.
         PatternError: a pattern cannot be parsed.
 
-    Example:
+    Examples:
         >>> Stage("late", ["model.layer4", "!model.layer4.0"])
         Stage(name='late', patterns=['model.layer4', '!model.layer4.0'])
         >>> Stage("head", "model.fc", factor=10.0, patience=2)

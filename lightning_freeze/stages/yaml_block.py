@@ -16,7 +16,7 @@ def yaml_block(stages: Sequence[Stage]) -> str:
     Args:
         stages: head first.
 
-    Example:
+    Examples:
         >>> print(yaml_block([Stage("head", "model.fc"), Stage("body", ["model.*", "!model.fc"], factor=0.1)]))
         trainer:
           callbacks:

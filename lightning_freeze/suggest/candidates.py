@@ -50,7 +50,7 @@ class Candidate:
 def on_scale(rate: float) -> float:
     """Round a rate to the nearest of ..., 0.001, 0.003, 0.01, 0.03, ...
 
-    Example:
+    Examples:
         >>> on_scale(0.0047), on_scale(0.0079)
         (0.003, 0.01)
     """

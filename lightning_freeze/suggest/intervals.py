@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float]) -> Interval:
     """The mean of independent measurements with its 95% interval (Student's t).
 
-    Example:
+    Examples:
         >>> found = interval([0.70, 0.72, 0.74])
         >>> print(f"{found.mean:.3f} +- {found.half:.3f}")
         0.720 +- 0.050

@@ -86,7 +86,7 @@ def space(
     Raises:
         PlanError: `rates` is not a range.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> found = space(model)

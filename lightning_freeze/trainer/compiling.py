@@ -32,7 +32,7 @@ class Compiling:
     Args:
         changes: known number of changes of the trainable set.
 
-    Example:
+    Examples:
         >>> before = limits()
         >>> room = Compiling(changes=20)
         >>> limits()[0] >= before[0] + 20

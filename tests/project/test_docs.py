@@ -1,12 +1,15 @@
-"""Every page of examples/docs: each Python block runs, each YAML block is a config, each link leads somewhere."""
+"""Every page of examples/docs: Python blocks and the notebook run, YAML blocks are configs, links lead somewhere."""
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import groceries
 import pytest
 import write_api
 from lightning.pytorch.cli import LightningCLI
@@ -14,6 +17,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "examples" / "docs").glob("*.md"))
+NOTEBOOK = ROOT / "examples" / "docs" / "first_run.ipynb"
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -59,3 +63,25 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_api_page_is_that_of_the_docstrings() -> None:
     assert write_api.PAGE.read_text() == write_api.page(), "run python examples/write_api.py"
+
+
+def test_the_notebook_runs_and_its_outputs_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    folder = tmp_path / "examples" / "docs"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    few = {split: groceries.few_shot(groceries.load(split), per_class=1, seed=0) for split in ("train", "val", "test")}
+    monkeypatch.setattr(groceries, "load", few.__getitem__)
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    with warnings.catch_warnings():
+        for text in code:
+            exec(compile(text.replace("max_epochs=8", "max_epochs=2"), NOTEBOOK.name, "exec"), namespace)
+    assert (tmp_path / "demo_output" / "first_run.png").exists()
+    assert 0 <= namespace["result"]["test_accuracy"] <= 1
+    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(code) + 1)), "stored as it was executed, from the first cell to the last"
+    printed = json.dumps([cell.get("outputs", []) for cell in cells])
+    assert "unfrozen model.features.16" in printed
+    assert "image/png" in printed
+    assert '"output_type": "error"' not in printed

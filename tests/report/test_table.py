@@ -123,3 +123,31 @@ def test_a_thousand_stages_make_a_short_table_in_less_than_a_second() -> None:
     assert sum(shares(text)) == pytest.approx(100)
     assert re.search(r"^block\d+-\d+ \(\d+\) +epoch \d+ to \d+", text, flags=re.MULTILINE)
     run.close()
+
+
+def test_of_stages_that_start_together_the_one_nearer_to_the_head_is_in_front() -> None:
+    pairs = GradualUnfreeze(["head", ["layers.2", "layers.1"], ["layers.0", "stem"]])
+    for policies in ([pairs], [LayerwiseLR(0.5, stages=["head", "layers.2", "layers.1", "layers.0", "stem"]), pairs]):
+        names = [line.split()[0] for line in table(list(policies)).partition("\nall ")[0].splitlines() if "%" in line]
+        expected = ["head", "layers.1-2", "layers.0-and-1-more"] if len(policies) == 1 else []
+        assert names[1:] == (expected or ["head", "layers.2", "layers.1", "layers.0", "stem"])
+
+
+def test_two_callbacks_of_a_class_have_rows_and_patterns_of_their_own() -> None:
+    text = table([FreezeLayers("layers.1", stop=2), FreezeLayers("stem")], width=120)
+    assert re.search(r"frozen until epoch 2 .*layers\.1$", row(text, "FreezeLayers 1"))
+    assert re.search(r"frozen throughout .*stem$", row(text, "FreezeLayers 2"))
+
+
+def test_a_title_that_is_too_long_has_its_figures_on_a_line_of_their_own() -> None:
+    first, second, *_ = table([GradualUnfreeze(["head", "layers"])], width=50).splitlines()
+    assert (first, second) == ("lightning_freeze: Net", "  8 of 71 parameters (11.3%) train now")
+
+
+def test_limits_of_the_last_stage_are_said_to_have_no_effect() -> None:
+    def stages(**last: int) -> list[Any]:
+        return [GradualUnfreeze(["head", Stage("low", "layers", **last)], monitor="loss")]
+
+    text = table(stages(max_epochs=3, patience=2), width=200)
+    assert "max_epochs=3 and patience=2 of 'low' have no effect: the last stage trains until the run ends." in text
+    assert "no effect" not in table(stages())
