@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import gc
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.model.dtensors import is_sharded, reshard
-from lightning_freeze.model.fingerprint import tensor_hash
 from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.undone import undone
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
+def tensors_in(value: object) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    return []
 
 
 def copied_for(index: ModelIndex, value: Any) -> Any:
@@ -47,14 +45,15 @@ def copied_for(index: ModelIndex, value: Any) -> Any:
     return move(value)
 
 
-def dry_run(model: nn.Module, arguments: object) -> None:
+def dry_run(model: nn.Module, arguments: object, watch: AbstractContextManager[Any] | None = None) -> None:
     """Call a model in eval mode without gradients, as Lightning calls it with `example_input_array`.
 
     Args:
         model: the module to call.
         arguments: a tensor (the only argument), a tuple or list (positional arguments) or a dict (keyword arguments).
+        watch: active during the call only, not while the model is copied and restored.
     """
-    with untouched(model), eagerly(), torch.no_grad():
+    with evaluated(model), eagerly(), torch.no_grad(), watch or nullcontext():
         if isinstance(arguments, dict):
             model(**arguments)
         elif isinstance(arguments, list | tuple):
@@ -70,44 +69,21 @@ def eagerly() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Run a block with the model in eval mode, and undo what it did to modes, buffers and random state.
-
-    That also holds when the block raises.
-    """
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    buffers = [dict(module._buffers.items()) for module in modules]
-    values = {id(buffer): buffer.detach().clone() for own in buffers for buffer in own.values() if buffer is not None}
-    python_state, devices = random.getstate(), {tensor.device for tensor in model.parameters()}
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-        try:
-            # Not `model.eval()`: a `train` that the user overrides may do more than set flags.
-            for module in modules:
-                module.training = False
-            yield
-        finally:
-            random.setstate(python_state)
-            for module, mode, own in zip(modules, modes, buffers, strict=True):
-                module.training = mode
-                _restore_buffers(module, own, values)
-            reshard(module for module in modules if is_sharded(module))
+def without_collection() -> Iterator[None]:
+    """Pause the garbage collector, which would go through a large model again and again. Also a decorator."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _restore_buffers(module: nn.Module, own: Mapping[str, Tensor | None], values: Mapping[int, Tensor]) -> None:
-    found = dict(module._buffers.items())
-    if list(found) != list(own) or any(found[name] is not own[name] for name in own):
-        module._buffers.clear()
-        module._buffers.update(own)
-    for buffer in own.values():
-        # Written only where it differs: `copy_` into an expanded buffer raises, and counts as a write everywhere.
-        if buffer is not None and not _same_bits(buffer, values[id(buffer)]):
-            if buffer.shape != values[id(buffer)].shape:
-                buffer.resize_(values[id(buffer)].shape)
-            buffer.detach().copy_(values[id(buffer)])
-
-
-def _same_bits(left: Tensor, right: Tensor) -> bool:
-    if left.is_meta or left.shape != right.shape or left.layout != torch.strided:
-        return left.is_meta
-    return bool(tensor_hash(left) == tensor_hash(right))
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Run a block with the model in eval mode, and undo what it did to anything but parameters."""
+    with undone(model, weights=False):
+        for module in model.modules():  # not `model.eval()`: a `train` that the user overrides may do more
+            vars(module)["training"] = False
+        yield

@@ -120,14 +120,6 @@ class ModelIndex:
             found[name.rpartition(".")[0]][1].append(name)
         return found
 
-    @cached_property
-    def all_names(self) -> dict[str, list[str]]:
-        """Canonical name -> all names of the parameter; a tied parameter has several."""
-        found: dict[str, list[str]] = {}
-        for alias, canonical in self.aliases.items():
-            found.setdefault(canonical, []).append(alias)
-        return found
-
     def under(self, module_name: str) -> list[str]:
         """Canonical names of all parameters under a module."""
         span = self.modules[module_name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -18,25 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.model.dtensors import local_part
-from lightning_freeze.model.fingerprint import tensor_hash
+from lightning_freeze.model.dtensors import is_sharded, local_part, reshard
 
 _MANY = 2000  # items; longer containers are restored, but their items are not followed
+_PLAIN = frozenset({type(None), bool, int, float, str})  # nothing to follow; a shortcut
 _OPAQUE = (type, str, bytes, int, float, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.dtype)
 # Their objects belong to a Trainer, to a loader or to an optimizer, not to the model.
 _FOREIGN = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_freeze")
 
 
 @contextmanager
-def undone(model: nn.Module) -> Iterator[None]:
-    """Restore a model, the objects in its attributes and random state after a block, also if the block raises."""
-    memory = _Memory()
+def undone(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
+    """Restore a model, the objects in its attributes and random state after a block, also if the block raises.
+
+    Args:
+        model: the model, with its helpers. Modules of FSDP2 are sharded again.
+        weights: whether the block may write parameters; False makes no copy of them.
+    """
+    memory = _Memory(weights)
     memory.take(model)
     with same_random_state():
         try:
             yield
         finally:
             memory.restore()
+            reshard(module for module in model.modules() if is_sharded(module))
 
 
 @contextmanager
@@ -57,42 +63,54 @@ def same_random_state() -> Iterator[None]:
 class _Memory:
     """Copies of tensors, containers and generators."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: bool) -> None:
+        self.weights = weights
         self.seen: dict[int, Any] = {}  # keeps everything alive, so that no id is used twice
         self.tensors: list[_KeptTensor] = []
         self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []  # apart from other containers: most modules have a dozen
         self.generators: list[tuple[Any, Any]] = []
 
     def take(self, root: object) -> None:
         """Copy an object and everything reachable from it."""
-        waiting = [root]
+        waiting, seen = [root], self.seen
         while waiting:
             one = waiting.pop()
-            if one is None or isinstance(one, _OPAQUE) or id(one) in self.seen:
-                continue
-            self.seen[id(one)] = one
-            waiting += self._keep(one)
+            if id(one) not in seen:
+                seen[id(one)] = one
+                waiting += [item for item in self._keep(one) if type(item) not in _PLAIN]
 
-    def _keep(self, one: Any) -> list[Any]:
+    def _keep(self, one: Any) -> Collection[Any]:
         """Copy one object, and return the objects in it."""
-        if isinstance(one, Tensor):
-            self.tensors.append(_KeptTensor(one))
-            return []
-        if isinstance(one, dict | list | set | deque):
-            kept = dict(one) if isinstance(one, dict) else list(one)
+        if isinstance(one, dict | list | set | deque) and not one:
+            self.empty.append(one)
+            return ()
+        if isinstance(one, dict):
+            kept = dict(one)
             self.containers.append((one, kept))
-            values = list(kept.values()) if isinstance(kept, dict) else kept
-            return values if len(values) <= _MANY else []
-        if isinstance(one, tuple):
-            return list(one) if len(one) <= _MANY else []
+            return kept.values() if len(kept) <= _MANY else ()
+        if isinstance(one, Tensor):
+            self.tensors.append(_KeptTensor(one, self.weights or not isinstance(one, nn.Parameter)))
+            return ()
+        if isinstance(one, nn.Module):
+            return (vars(one),)
+        if isinstance(one, list | set | deque):
+            self.containers.append((one, list(one)))
+        if isinstance(one, list | set | deque | tuple):
+            return one if len(one) <= _MANY else ()
+        if isinstance(one, _OPAQUE):
+            return ()
         if (state := _state_of(one)) is not None:
             self.generators.append((one, state))
-            return []
-        own = isinstance(one, nn.Module) or type(one).__module__.partition(".")[0] not in _FOREIGN
-        return [vars(one)] if own and hasattr(one, "__dict__") else []
+            return ()
+        own = type(one).__module__.partition(".")[0] not in _FOREIGN
+        return (vars(one),) if own and hasattr(one, "__dict__") else ()
 
     def restore(self) -> None:
         """Restore everything."""
+        for container in self.empty:
+            if container:
+                container.clear()
         for container, kept in self.containers:
             _refill(container, kept)
         for tensor in self.tensors:
@@ -102,9 +120,9 @@ class _Memory:
 
 
 class _KeptTensor:
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, copied: bool) -> None:
         self.tensor, self.alias = tensor, tensor.detach()
-        self.value = None if tensor.is_meta else self.alias.clone()
+        self.value = self.alias.clone() if copied and not tensor.is_meta else None
         self.required = tensor.requires_grad
         self.gradient = tensor.grad if tensor.is_leaf else None
         if self.gradient is not None:
@@ -129,8 +147,18 @@ class _KeptTensor:
                 self.alias.copy_(self.value)
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> integers alike
+
+
 def _same_bits(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and bool(tensor_hash(left) == tensor_hash(right))
+    """Whether two dense tensors of one dtype have the same bits; `equal` alone takes NaN for different, -0 for 0."""
+    if left.shape != right.shape:
+        return False
+    here, there = local_part(left), local_part(right)
+    if here.is_complex():
+        here, there = torch.view_as_real(here.resolve_conj()), torch.view_as_real(there.resolve_conj())
+    kind = _WORDS[here.element_size()]
+    return torch.equal(here.view(kind), there.view(kind))
 
 
 def _refill(container: Any, kept: Any) -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from lightning_freeze.errors import PlanError
-from lightning_freeze.model.dry_run import untouched
+from lightning_freeze.model.dry_run import evaluated
 from lightning_freeze.model.index import ModelIndex, tensor_bytes
 from lightning_freeze.model.layers import has_statistics
 
@@ -84,14 +84,8 @@ def cost(model: nn.Module, step: Callable[[], Tensor], repeats: int = 3) -> Cost
     trainable = [parameter for parameter in index.parameters.values() if parameter.requires_grad]
     if not trainable:
         raise PlanError("nothing trains, so there is no step to measure")
-    gradients = {name: parameter.grad for name, parameter in index.parameters.items()}
-    _clear(list(index.parameters.values()))
-    try:
-        with untouched(model), torch.enable_grad(), _gathered() as said:
-            return _measured(index, trainable, step, repeats, said)
-    finally:
-        for name, gradient in gradients.items():
-            index.parameters[name].grad = gradient
+    with evaluated(model), torch.enable_grad(), _gathered() as said:
+        return _measured(index, trainable, step, repeats, said)
 
 
 def _measured(

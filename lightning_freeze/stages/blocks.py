@@ -69,6 +69,8 @@ class _Tree:
     def __init__(self, index: ModelIndex, usage: Usage) -> None:
         self.index, self.usage = index, usage
         self.bit = {name: 1 << place for place, name in enumerate(index.parameters, start=1)}
+        self.shapes = {slot: tuple(index.parameters[name].shape) for slot, name in index.aliases.items()}
+        self.matrices = {slot for slot in self.shapes if self._is_matrix(slot)}
         self.classes = Counter(map(_class_of, {id(span.module): span.module for span in index.spans}.values()))
         self.root = self._build()
 
@@ -82,24 +84,21 @@ class _Tree:
                 nodes[name].slots.append(slot)
         for name, node in nodes.items():
             node.unit = self._unit(name or self.index.model_name, node.slots)
-            node.shapes = frozenset((slot[len(name) :], self._shape(slot)) for slot in node.slots)
+            node.shapes = frozenset((slot[len(name) :], self.shapes[slot]) for slot in node.slots)
             if name and node.slots:
                 nodes[name.rpartition(".")[0]].children.append(node)
         return nodes[""]
 
-    def _shape(self, slot: str) -> tuple[int, ...]:
-        return tuple(self.index.parameters[self.index.aliases[slot]].shape)
-
     def _is_matrix(self, slot: str) -> bool:
         """Whether a parameter is a layer's weight; not that of a norm, a scale of shape (1, 1, C) or a token."""
-        name, shape = self.index.aliases[slot], self._shape(slot)
+        name, shape = self.index.aliases[slot], self.shapes[slot]
         if name in self.usage.weights or name in self.usage.tokens:
             return len(shape) > 1 and name in self.usage.weights
         return len(shape) == 2 or sum(size > 1 for size in shape) > 1
 
     def _unit(self, label: str, slots: Sequence[str]) -> Unit:
         names = tuple(self.index.aliases[slot] for slot in slots)
-        matrices = [self._shape(slot) for slot in slots if self._is_matrix(slot)]
+        matrices = [self.shapes[slot] for slot in slots if slot in self.matrices]
         bits = union(self.bit[name] for name in names)
         times = [self.usage.first[name] for name in names if name in self.usage.first]
         return Unit(
@@ -169,7 +168,7 @@ class _Tree:
 
     def _is_separable(self, node: _Node) -> bool:
         """Whether it is a convolution in two steps, depthwise and pointwise, which counts as a single layer."""
-        shapes = [self._shape(slot) for slot in node.slots if self._is_matrix(slot)]
+        shapes = [self.shapes[slot] for slot in node.slots if slot in self.matrices]
         return len(shapes) == 2 and any(len(shape) > 2 and shape[1] == 1 for shape in shapes)
 
     def _parallel(self, nodes: Sequence[_Node]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_freeze.errors import PlanError
+from lightning_freeze.model.dry_run import without_collection
 from lightning_freeze.model.index import ModelIndex, check_initialized
 from lightning_freeze.stages.blocks import units_of
 from lightning_freeze.stages.levels import levels_of
@@ -48,6 +49,7 @@ def discover_stages(model: nn.Module, example_input: object = None, max_stages: 
     return stages_of(ModelIndex(model), example_input, max_stages)
 
 
+@without_collection()
 def stages_of(index: ModelIndex, example_input: object = None, max_stages: int | None = None) -> list[Stage]:
     """`discover_stages` for an existing index."""
     check_most(max_stages)

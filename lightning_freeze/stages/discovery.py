@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_freeze.errors import PlanError
+from lightning_freeze.model.dry_run import without_collection
 from lightning_freeze.model.index import ModelIndex, check_initialized
 from lightning_freeze.stages.discover import check_most, usage_of
 from lightning_freeze.stages.looked_at import Look, in_order
@@ -32,6 +33,7 @@ class Discovery:
         self._found: dict[int | None, list[Stage]] = {}
         self._look: Look | None = None
 
+    @without_collection()
     def stages(self, index: ModelIndex, most: int | None) -> list[Stage]:
         """At most this many stages, head first. They are discovered once.
 

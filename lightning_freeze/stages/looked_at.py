@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.stages.blocks import units_of
 from lightning_freeze.stages.discover import stages_from
 from lightning_freeze.stages.gradients import flow_to
-from lightning_freeze.stages.levels import Kin, levels_of
+from lightning_freeze.stages.levels import Families, levels_of
 from lightning_freeze.stages.stage import Stage
 from lightning_freeze.stages.units import Level, Unit, join
 from lightning_freeze.stages.usage import Usage, UsageMode, fill_from_calls
@@ -61,7 +61,7 @@ def read_look(
     Raises:
         PlanError: the losses depend on none of these parameters.
     """
-    index, usage = mode.index, mode.usage
+    index, usage, trains = mode.index, mode.usage, set(trains)
     fill_from_calls(index, usage)
     flow = flow_to(losses, mode.name_of, mode.met_data)
     reached = {name for names in flow.uses.values() for name in names}
@@ -71,7 +71,7 @@ def read_look(
     apart = _detached(index, usage, reached) - later
     detached = [name for name in index.parameters if name in trains and name in apart]
     uncalled = [name for name in index.parameters if name in trains and name not in reached and name not in apart]
-    levels = _levels(index, replace(usage, flow=flow), set(trains) - apart, _kin(index))
+    levels = _levels(index, replace(usage, flow=flow), trains - apart, _families(index))
     return Look(levels, detached, uncalled)
 
 
@@ -89,10 +89,10 @@ def in_order(index: ModelIndex, usage: Usage, trains: Collection[str]) -> Look:
     return Look(_levels(index, usage, trains), order="use" if usage.first else "registration")
 
 
-def _levels(index: ModelIndex, usage: Usage, trains: Collection[str], kin: Kin | None = None) -> list[Level]:
+def _levels(index: ModelIndex, usage: Usage, trains: Collection[str], families: Families | None = None) -> list[Level]:
     trains = set(trains)
     units = [part for unit in units_of(index, usage) if (part := _part(unit, index, trains)) is not None]
-    return join(*levels_of(units, usage, kin)) if units else []
+    return join(*levels_of(units, usage, families)) if units else []
 
 
 def _part(unit: Unit, index: ModelIndex, trains: Collection[str]) -> Unit | None:
@@ -112,18 +112,15 @@ def _detached(index: ModelIndex, usage: Usage, reached: Collection[str]) -> set[
     return found.difference(reached)
 
 
-def _kin(index: ModelIndex) -> Kin:
-    """Whether units have the same place under two siblings of one class: experts, blocks, heads of tasks."""
+def _families(index: ModelIndex) -> Families:
+    """A unit's families: units that have the same place under two siblings of one class, as experts, blocks, heads."""
+    kinds = {name: type(span.module) for name, span in index.modules.items()}
 
-    def kind(parts: Sequence[str]) -> type | None:
-        span = index.modules.get(".".join(parts))
-        return None if span is None else type(span.module)
+    def families(unit: Unit) -> Iterator[Hashable]:
+        parts = unit.labels[0].split(".")
+        kind = kinds.get(unit.labels[0])
+        for place in range(len(parts)) if kind is not None else ():
+            sibling = kinds[".".join(parts[: place + 1])]
+            yield place, kind, sibling, ".".join((*parts[:place], "*", *parts[place + 1 :]))
 
-    def kin(one: Unit, other: Unit) -> bool:
-        left, right = one.labels[0].split("."), other.labels[0].split(".")
-        if len(left) != len(right) or kind(left) is None or kind(left) is not kind(right):
-            return False
-        differing = [k for k, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
-        return len(differing) == 1 and kind(left[: differing[0] + 1]) is kind(right[: differing[0] + 1])
-
-    return kin
+    return families

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
-from functools import cached_property
-from itertools import chain, islice
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import accumulate, islice
 
-from lightning_freeze.model.index import ModelIndex
+from lightning_freeze.model.index import ModelIndex, ModuleSpan
 
 _SPECIAL = re.compile(r"!|(re|kind|type):|.*[*?\[&]", re.DOTALL)
 
@@ -35,50 +34,34 @@ def patterns_for(index: ModelIndex, names: Collection[str]) -> list[str]:
 class _Cover:
     """Build patterns from the root down. A tied parameter has several names and is covered once."""
 
-    def __init__(self, index: ModelIndex, names: Iterable[str]) -> None:
+    def __init__(self, index: ModelIndex, names: Collection[str]) -> None:
         self.index, self.chosen = index, set(names)
         self.covered: set[str] = set()
-
-    @cached_property
-    def touched(self) -> set[str]:
-        """The modules that contain chosen parameters; all others can be skipped."""
-        found: set[str] = set()
-        for alias in chain.from_iterable(self.index.all_names[name] for name in self.chosen):
-            owner = alias.rpartition(".")[0]
-            while owner not in found:
-                found.add(owner)
-                owner = owner.rpartition(".")[0]
-        return found
+        self._sums = [0, *accumulate(map(self.chosen.__contains__, index.entries))]
+        self._ties = len(index.entries) > len(index.parameters)
 
     def best(self, module: str) -> list[str]:
         """Patterns for the chosen parameters under a module that are not covered yet."""
-        if module not in self.touched:
-            return []
-        under = set(self.index.under(module))
-        wanted = (under & self.chosen) - self.covered
-        if not wanted:
-            return []
-        plain = [_whole(module)] if under <= self.chosen else self._parts(module)
-        self.covered |= wanted
+        plain = list(self._parts(module, self.best))
         if len(plain) > 3:
             most = len(plain) // 2 - 1
-            rest = list(islice(_Cover(self.index, under - self.chosen).plain(module), most + 1))
+            others = _Cover(self.index, self.index.parameters.keys() - self.chosen)
+            rest = list(islice(others.plain(module), most + 1))
             if len(rest) <= most:
                 return [_whole(module), *(f"!{pattern}" for pattern in rest)]
         return plain
 
-    def _parts(self, module: str) -> list[str]:
-        slots, children = self.index.inside[module]
-        own = [slot for slot in slots if (name := self.index.aliases[slot]) in self.chosen and name not in self.covered]
-        return [*map(_exact, own), *chain.from_iterable(map(self.best, children))]
-
     def plain(self, module: str) -> Iterator[str]:
         """Patterns for the same parameters without `!`."""
-        under = set(self.index.under(module))
-        if not (under & self.chosen) - self.covered:
+        return self._parts(module, self.plain)
+
+    def _parts(self, module: str, inside: Callable[[str], Iterable[str]]) -> Iterator[str]:
+        span = self.index.modules[module]
+        chosen = self._sums[span.stop] - self._sums[span.start]
+        if not chosen or (self._ties and not self._left(span)):
             return
-        if under <= self.chosen:
-            self.covered |= under
+        if chosen == span.stop - span.start:
+            self.covered.update(self.index.under(module))
             yield _whole(module)
             return
         slots, children = self.index.inside[module]
@@ -87,7 +70,12 @@ class _Cover:
                 self.covered.add(name)
                 yield _exact(slot)
         for child in children:
-            yield from self.plain(child)
+            yield from inside(child)
+
+    def _left(self, span: ModuleSpan) -> bool:
+        """Whether a chosen parameter in a module is not covered yet."""
+        names = self.index.entries[span.start : span.stop]
+        return any(name in self.chosen and name not in self.covered for name in names)
 
 
 def _whole(module: str) -> str:

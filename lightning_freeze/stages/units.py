@@ -161,7 +161,7 @@ def _join_layers(levels: list[Level]) -> list[Level]:
     """Merge a single layer into the repeated block after it, else before it, if it is smaller than the block."""
     for place in range(len(levels) - 2, 0, -1):
         if _fits(levels[place], levels[place + 1]):
-            levels = [*levels[:place], levels[place + 1].absorb(levels[place]), *levels[place + 2 :]]
+            levels[place : place + 2] = [levels[place + 1].absorb(levels[place])]
     joined = levels[:1]
     for level in levels[1:]:
         if _fits(level, joined[-1]):

@@ -99,13 +99,19 @@ class UsageMode(TorchFunctionMode):
 
     def _know(self, name: str, parameter: Tensor) -> None:
         self.parameters[id(parameter)] = name, parameter
-        self.masks[parameter] = self.bit[name]
-        self.origins[parameter] = (name,)
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a parameter, or of its unsharded copy in an FSDP2 forward."""
         known = self.parameters.get(id(tensor))
         return None if known is None else known[0]
+
+    def _mask(self, tensor: Tensor) -> int:
+        name = self.name_of(tensor)
+        return self.masks.get(tensor, 0) if name is None else self.bit[name]
+
+    def _origin(self, tensor: Tensor) -> int | tuple[str, ...] | None:
+        name = self.name_of(tensor)
+        return self.origins.get(tensor) if name is None else (name,)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,22 +120,21 @@ class UsageMode(TorchFunctionMode):
         if self.with_gradient and not torch.is_grad_enabled():
             return result
         name = getattr(func, "__name__", "")
-        outputs = list(tensors_in(args[0] if name == "__setitem__" else result))
+        outputs = tensors_in(args[0] if name == "__setitem__" else result)
         # Reading a size or dtype is not a use; nor is creating a tensor with the shape of another.
         if outputs and not name.startswith("new_") and not name.endswith("_like"):
-            self._follow(name, list(tensors_in((args, kwargs))), outputs)
+            self._follow(name, tensors_in((args, kwargs)), outputs)
         return result
 
     def _follow(self, function: str, arguments: list[Tensor], outputs: list[Tensor]) -> None:
         data = weights = 0
         for tensor in arguments:
-            mask = self.masks.get(tensor, 0)
+            mask = self._mask(tensor)
             if mask & FROM_INPUT:
                 data |= mask
             else:
                 weights |= mask
-            if mask and isinstance(tensor, nn.Parameter):
-                self._note(self.name_of(tensor), function)
+            self._note(self.name_of(tensor), function)
         if data:
             # A parameter added to the data (a position) is parallel to the earlier ones; it does not process them.
             origin = FROM_INPUT if function in _ADDITIONS else data
@@ -142,7 +147,7 @@ class UsageMode(TorchFunctionMode):
 
     def _add(self, function: str, arguments: list[Tensor], outputs: list[Tensor]) -> None:
         """Add a function to the flow. A function of parameters only (a cast) counts as part of its user."""
-        made_of = [self.origins.get(tensor) for tensor in arguments]
+        made_of = [self._origin(tensor) for tensor in arguments]
         names = dict.fromkeys(name for origin in made_of if isinstance(origin, tuple) for name in origin)
         below = dict.fromkeys(origin for origin in made_of if isinstance(origin, int))
         met = bool(below) or None in made_of or (() in made_of and function in _CONTRACTIONS)
@@ -151,26 +156,28 @@ class UsageMode(TorchFunctionMode):
             for tensor in outputs:
                 self._come_from(tensor, node)
         elif names:
-            self.origins.update(dict.fromkeys(outputs, tuple(names)))
+            for tensor in outputs:
+                if id(tensor) not in self.parameters:
+                    self.origins[tensor] = tuple(names)
         for tensor in outputs:
             if tensor.grad_fn is not None:
                 self.met_data[tensor.grad_fn] = met
 
     def _come_from(self, tensor: Tensor, node: int) -> None:
-        if not isinstance(tensor, nn.Parameter):
+        if id(tensor) not in self.parameters:
             self.origins[tensor] = node
         if tensor._base is not None:  # written through a view
-            before = self.origins.get(tensor._base)
+            before = self._origin(tensor._base)
             if before != node:
                 self._come_from(
                     tensor._base, self.usage.flow.add([node, *([before] if isinstance(before, int) else [])])
                 )
 
     def _mark(self, tensor: Tensor, mask: int) -> None:
-        if not isinstance(tensor, nn.Parameter):
+        if id(tensor) not in self.parameters:
             self.masks[tensor] = mask
         if tensor._base is not None:  # written through a view, as in `batch[0].copy_(image)`
-            self._mark(tensor._base, mask | self.masks.get(tensor._base, 0))
+            self._mark(tensor._base, mask | self._mask(tensor._base))
 
     def _note(self, name: str | None, function: str) -> None:
         if name is not None and name not in self.usage.first:
@@ -205,8 +212,8 @@ class UsageMode(TorchFunctionMode):
             self.usage.calls[id(module)] = next(self.clock)
         elif id(module) not in self.usage.looped:
             # whether its second call takes the output of the first
-            own = [self.masks.get(parameter, 0) for parameter in module.parameters()]
-            if any(self.masks.get(tensor, 0) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
+            own = [self._mask(parameter) for parameter in module.parameters()]
+            if any(self._mask(tensor) & mask for tensor in tensors_in((args, kwargs)) for mask in own):
                 self.usage.looped.add(id(module))
 
     def _leave(
@@ -215,9 +222,9 @@ class UsageMode(TorchFunctionMode):
         """Connect input and output of modules that compute in a `torch.autograd.Function` or in a script."""
         if self.with_gradient and not torch.is_grad_enabled():
             return
-        given = list(tensors_in((args, kwargs)))
+        given = tensors_in((args, kwargs))
         passed_on = {id(tensor) for tensor in given}
-        hidden = [out for out in tensors_in(result) if out not in self.origins and id(out) not in passed_on]
+        hidden = [out for out in tensors_in(result) if self._origin(out) is None and id(out) not in passed_on]
         if hidden:
             names = [name for name in self.index.entries[span.start : span.stop] if name not in self.usage.first]
             self._add("", [*given, *(self.index.parameters[name] for name in names)], hidden)
@@ -245,8 +252,8 @@ def record_usage(index: ModelIndex, example_input: object, source: str = "exampl
     arguments = copied_for(index, example_input)
     watch = UsageMode(index, arguments)
     try:
-        with watch.calls(), watch:
-            dry_run(index.modules[""].module, arguments)
+        with watch.calls():
+            dry_run(index.modules[""].module, arguments, watch)
     except Exception as error:
         raise PlanError(_forward_failed(index, error, arguments, source)) from error
     fill_from_calls(index, watch.usage)

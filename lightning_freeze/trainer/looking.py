@@ -19,8 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_freeze.errors import PlanError
-from lightning_freeze.model.dry_run import eagerly
-from lightning_freeze.model.dtensors import is_sharded, reshard
+from lightning_freeze.model.dry_run import eagerly, without_collection
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.undone import undone
 from lightning_freeze.stages.discovery import can_train
@@ -31,6 +30,7 @@ from lightning_freeze.trainer._lightning import LightningModule, Trainer
 _QUIET = ("log", "log_dict", "print", "clip_gradients")  # methods of the module that a look must not run
 
 
+@without_collection()
 def look_at(
     trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, *, thaw: bool = False
 ) -> tuple[Look, str]:
@@ -88,7 +88,6 @@ def _run(
     """Run the step on a copy of the batch, and return what a gradient is asked of."""
     losses: list[Tensor] = []
     with ExitStack() as stack:
-        stack.enter_context(_resharded(module))
         stack.enter_context(_stand_ins(trainer, module))
         stack.enter_context(_recorded(module, losses, runs=saves))
         stack.enter_context(eagerly())
@@ -132,15 +131,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         delattr(owner, name) if missing else setattr(owner, name, before)
-
-
-@contextmanager
-def _resharded(module: LightningModule) -> Iterator[None]:
-    """FSDP2 leaves its root unsharded after a forward."""
-    try:
-        yield
-    finally:
-        reshard(one for one in module.modules() if is_sharded(one))
 
 
 @contextmanager

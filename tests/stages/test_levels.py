@@ -36,7 +36,7 @@ def test_what_was_not_called_follows_its_predecessor_of_registration() -> None:
 
 
 def test_what_was_not_called_joins_its_nearest_kin() -> None:
-    levels, above = levels_of([unit("a", 0), unit("b", 1), unit("z")], used("a", "b"), lambda one, other: True)
+    levels, above = levels_of([unit("a", 0), unit("b", 1), unit("z")], used("a", "b"), lambda unit: [unit.weights])
 
     assert [level.names for level in levels] == [("a",), ("b", "z")]
     assert not above
