@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_freeze.cache.graph import Facts, Kind
 from lightning_freeze.cache.row_store import Storage
 from lightning_freeze.cache.seal import version_of
-from lightning_freeze.cache.shelf import Shelf
+from lightning_freeze.cache.shelf import FRUITLESS, Shelf
 
 
 class Library:
@@ -27,6 +27,7 @@ class Library:
         self.storage, self.verify, self.warn = storage, verify, warn
         self.number = 0  # of the step
         self.first = 1  # the first after all was forgotten
+        self.began_with_rows = False  # the epoch
         self._kinds: dict[Hashable, Kind] = {}
         self._constants: dict[int, Tensor] = {}
         self._batches = 0
@@ -99,6 +100,7 @@ class Library:
     def clear(self) -> None:
         """Begin anew."""
         self.drop(lambda kind: True)
+        self.began_with_rows = False
         self.first = self.number + 1
 
     def drop(self, unwanted: Callable[[Kind], bool]) -> int:
@@ -118,16 +120,16 @@ class Library:
 
     def epoch_end(self) -> bool:
         """Forget what came once in two epochs. Whether rows were looked for, and none at all were found."""
-        asked = sum(shelf.asked for shelf in self.shelves)
+        expected = sum(shelf.expected for shelf in self.shelves)
         found = sum(shelf.found for shelf in self.shelves)
-        before = any(shelf.before for shelf in self.shelves)
         for kind in self._kinds.values():
             for shelf in kind.shelves.values():
                 if shelf.epoch_end():
                     _bar(kind)
         self.drop(lambda kind: kind.born == kind.last <= self._epoch)
         self._epoch = self.number
-        return before and asked > 0 and not found
+        self.began_with_rows = any(shelf.before for shelf in self.shelves)
+        return expected >= FRUITLESS and not found
 
 
 def _bar(kind: Kind) -> None:

@@ -14,11 +14,11 @@ class Lookups:
     """The lookups of a step.
 
     Attributes:
-        rows: how many were looked up.
+        rows, found: how many were looked up, and how many were known.
     """
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows = self.found = 0
         self._found: dict[Any, Lookup | None] = {}
         self._keys: dict[Any, list[Key]] = {}
 
@@ -31,8 +31,8 @@ class Lookups:
             if shelf is not None and known is not None:
                 whole = known[0][place].rows_dim is None
                 size = 1 if whole else rows
-                self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole))
-                self.rows += size
+                look = self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole))
+                self.rows, self.found = self.rows + size, self.found + len(look.known)
         return self._found[key]
 
     def of(self, node: Node, anew: bool = False) -> Lookup | None:

@@ -21,6 +21,7 @@ from lightning_freeze.cache.parts import Part, entries
 from lightning_freeze.cache.row_store import Storage
 from lightning_freeze.cache.step import Step
 from lightning_freeze.cache.trees import Unknown, flatten
+from lightning_freeze.cache.worth import Worth
 from lightning_freeze.model.index import ModelIndex, is_compiled
 
 _RESTLESS = 20  # states of a part without a hit between them, after which it is left alone
@@ -71,6 +72,8 @@ class FrozenMemo:
         self._step: Step | None = None
         self._stood: dict[nn.Module, Any] = {}
         self._new_epoch = False
+        self._worth = Worth()
+        self._on_cpu = all(parameter.device.type == "cpu" for parameter in self._parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copy of a model or a callback leaves the memo behind
@@ -79,33 +82,47 @@ class FrozenMemo:
 
     def run(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `step(*args, **kwargs)`; the result, and all that it does, is as without the memo."""
-        if self.off or self._step is not None:
+        if self.off or self._step is not None or self._worth.skips():
             return step(*args, **kwargs)
         self._look_around()
-        if self.off:
+        if self.off or self._worth.why:
             return step(*args, **kwargs)
         spare_from_compiler()
         self._library.number += 1
-        self._step = Step(self._library, batch_rows((args, kwargs)))
+        own = self._step = Step(self._library, batch_rows((args, kwargs)))
+        own.clock.turn("own")
         try:
             with self._standing_before():
-                result = self._run(step, args, kwargs)
+                result = self._run(own, step, args, kwargs)
         finally:
-            self.rows, self.hits = self.rows + self._step.lookups.rows, self.hits + self._step.work.hits
+            self.rows, self.hits = self.rows + own.lookups.rows, self.hits + own.work.hits
             self._step = None
         self._after()
+        own.clock.turn("step")
+        self._weigh(own)
         return result
 
-    def _run(self, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        assert self._step is not None
+    def _run(self, own: Step, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        own.clock.turn("step")
         try:
             result = step(*args, **kwargs)
         except BaseException:
             with suppress(Exception):
-                self._step.finish()
+                own.finish()
             raise
-        self._step.finish()
+        own.clock.turn("own")
+        own.finish()
         return result
+
+    def _weigh(self, own: Step) -> None:
+        """Are the next steps worth looking up? On a GPU nobody knows what they take."""
+        self._worth.after(own.lookups.rows, own.lookups.found)
+        if own.observed or not self._on_cpu:
+            return
+        seconds = own.clock.seconds
+        self._worth.timed(seconds["own"], seconds["computing"], own.work.hits > 0)
+        if self._worth.why:
+            self.say(f"FeatureCache waits until something else is frozen: {self._worth.why}")
 
     def _look_around(self) -> None:
         """Begin anew when what trains has changed."""
@@ -207,12 +224,14 @@ class FrozenMemo:
         self._new_epoch = True
         if again and not self.off and self._library.epoch_end():
             self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
+        self._worth.epoch_start(self._library.began_with_rows)
 
     def forget(self) -> None:
         """Drop all rows and all that is known; the next step looks anew."""
         self.report()
         self._library.clear()
         self._parts, self._eligible = {}, None
+        self._worth = Worth()
         self._told.clear()
         self._tokens.clear()
         self.rows = self.hits = 0

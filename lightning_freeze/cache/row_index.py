@@ -44,6 +44,10 @@ class RowIndex:
         self._rows.setdefault(size, {})
         return size
 
+    def holds(self, size: int) -> bool:
+        """Whether any rows are known for a batch of this size."""
+        return bool(self._rows[self._family(size)])
+
     def find(self, size: int, keys: Sequence[Key]) -> list[Entry | None]:
         """What is known of rows for a batch of this size."""
         return list(map(self._rows[self._family(size)].get, keys))

@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_freeze.cache.row_index import RowIndex
 from lightning_freeze.cache.row_store import Entry, Key, RowStore
 
+FRUITLESS = 8.0  # rows that should have been known, and are not, until inputs count as new: chance is 0.0003
+
 
 @dataclass
 class Lookup:
@@ -82,13 +84,14 @@ class Shelf:
         self.name, self.store, self.verify, self._number = name, store, verify, number
         self.index = RowIndex()
         self.wrong = ""  # why rows are not served
-        self.asked = self.found = 0  # rows, in this epoch
-        self.before = False  # rows were there when the epoch began
+        self.seen = self.asked = self.found = 0  # rows of this epoch: all; of batch sizes that have rows; known ones
+        self.before = self.last = 0  # rows that were there when the epoch began, and all of the one before
 
     def look(self, size: int, keys: Sequence[Key]) -> Lookup:
         """What is known of the rows with these keys, for a batch of this size."""
         found = Lookup(self, keys, self.index.find(size, keys))
-        self.asked += size
+        self.seen += size
+        self.asked += size if self.index.holds(size) else 0
         self.found += len(found.known)
         return found
 
@@ -141,12 +144,17 @@ class Shelf:
         pairs = zip(keys, slots, places, strict=False)
         self.index.add(size, [(key, Entry(slot, number, place)) for key, slot, place in pairs])
 
+    @property
+    def expected(self) -> float:
+        """How many rows of this epoch should have been known, if they are those of the epoch before."""
+        return self.asked * min(1.0, self.before / max(self.seen, self.last, 1))
+
     def epoch_end(self) -> bool:
-        """Whether an epoch that began with rows found none of them: the inputs are new each time."""
-        fruitless = self.before and self.asked > 0 and not self.found
-        self.before = bool(self.store.bytes)
-        self.asked = self.found = 0
-        return fruitless
+        """Whether the inputs are new each time: an epoch that began with rows found none of them."""
+        new = self.expected >= FRUITLESS and not self.found
+        self.before, self.last = len(self.index), max(self.seen, self.last)
+        self.seen = self.asked = self.found = 0
+        return new
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
