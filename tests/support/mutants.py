@@ -141,7 +141,8 @@ def _fails(tests: list[str], folder: str, timeout: float) -> bool:
         os.environ["PYTHONPATH"] = folder
         import pytest
 
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={timeout:g}"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={timeout:g}"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that torchvision has imported already
         os._exit(int(pytest.main([*options, *tests])))
     until = time.monotonic() + timeout
     while time.monotonic() < until:
@@ -167,9 +168,11 @@ def main() -> int:
     chosen = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     known = {_key(row): row for row in rows}  # of several for one mutant the last
-    import lightning.pytorch
+    import lightning.pytorch  # noqa: F401
     import torchvision  # noqa: F401 - so that each mutant starts with these imported
 
+    small = PACKAGE / "optim" / "slots.py"
+    assert not notices(own_tests(small), small, small.read_text(), options.timeout), "tests fail without any mutant"
     for tests, name in ((own_tests, "own"), (wide_tests, "wide")):
         for mutant in chosen:
             module, (line, change, source) = mutant[0], made(mutant)
