@@ -3,6 +3,8 @@ BIN := .venv/bin
 
 # One thread per process: small models run faster so, and timings hold with neighbours.
 export OMP_NUM_THREADS = 1
+# Tests start some 20 processes: with compiled files each is there in a third of the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 

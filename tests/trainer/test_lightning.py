@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 
 import pytest
+from processes import launch
 
 HIDE = """
 import importlib.abc, sys
@@ -36,36 +36,16 @@ print([len(group["params"]) for group in trainer.optimizers[0].param_groups])
 """
 
 
-@pytest.mark.parametrize(
-    ("package", "situation"),
-    [
-        ("lightning.pytorch", "imported after"),
-        ("pytorch_lightning", "imported before"),
-        ("lightning.pytorch", "the other imported before"),
-        ("pytorch_lightning", "the other imported before"),
-        ("lightning.pytorch", "the other not installed"),
-        ("pytorch_lightning", "the other not installed"),
-    ],
-)
-def test_callbacks_work_with_either_package(package: str, situation: str) -> None:
-    other = "lightning" if package == "pytorch_lightning" else "pytorch_lightning"
-    hide = HIDE.format(hidden=other) if situation == "the other not installed" else ""
-    before = {
-        "imported before": package,
-        "the other imported before": f"{other}.pytorch" if other == "lightning" else other,
-    }
-    imported = before.get(situation)
-    first = f"import {imported}\n" if imported else ""
-    script = f"{hide}{first}import lightning_freeze\n{FIT.format(package=package)}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith("[2, 2]\n")
-
-
-@pytest.mark.parametrize("first", ["lightning.pytorch", "pytorch_lightning"])
-@pytest.mark.parametrize("cli", ["lightning.pytorch", "pytorch_lightning"])
-def test_the_command_line_of_either_package_accepts_the_callbacks(first: str, cli: str) -> None:
-    script = f"""
+SITUATIONS = [
+    ("lightning.pytorch", "imported after"),
+    ("pytorch_lightning", "imported before"),
+    ("lightning.pytorch", "the other imported before"),
+    ("pytorch_lightning", "the other imported before"),
+    ("lightning.pytorch", "the other not installed"),
+    ("pytorch_lightning", "the other not installed"),
+]
+PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
+CLI = """
 import warnings
 warnings.simplefilter("ignore")
 import {first}, lightning_freeze
@@ -74,6 +54,38 @@ from {cli}.demos.boring_classes import BoringModel
 given = ["--trainer.callbacks=lightning_freeze.GradualUnfreeze", "--trainer.logger=false", "--trainer.accelerator=cpu"]
 print(type(LightningCLI(BoringModel, args=given, run=False).trainer.callbacks[0]).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip().endswith("GradualUnfreeze")
+
+
+def fitting(package: str, situation: str) -> str:
+    """A script that fits with one of the packages."""
+    other = PACKAGES[1 - PACKAGES.index(package)]
+    hide = HIDE.format(hidden=other.partition(".")[0]) if situation == "the other not installed" else ""
+    imported = {"imported before": package, "the other imported before": other}.get(situation)
+    first = f"import {imported}\n" if imported else ""
+    return f"{hide}{first}import lightning_freeze\n{FIT.format(package=package)}"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each script prints, all of them run in fresh processes."""
+    folder = tmp_path_factory.mktemp("situations")
+    scripts = {f"{package}, {situation}": fitting(package, situation) for package, situation in SITUATIONS}
+    scripts |= {f"{first}, cli of {cli}": CLI.format(first=first, cli=cli) for first in PACKAGES for cli in PACKAGES}
+    (folder / "scripts.json").write_text(json.dumps(scripts))
+    launch("situations_worker.py", folder)
+    statuses = json.loads((folder / "statuses.json").read_text())
+    said = {name: (folder / f"{name}.out").read_text() for name in scripts}
+    return {name: text if statuses[name] == 0 else f"failed: {text[-2000:]}" for name, text in said.items()}
+
+
+@pytest.mark.parametrize(("package", "situation"), SITUATIONS)
+def test_callbacks_work_with_either_package(package: str, situation: str, printed: dict[str, str]) -> None:
+    assert printed[f"{package}, {situation}"].endswith("[2, 2]\n")
+
+
+@pytest.mark.parametrize("first", PACKAGES)
+@pytest.mark.parametrize("cli", PACKAGES)
+def test_the_command_line_of_either_package_accepts_the_callbacks(
+    first: str, cli: str, printed: dict[str, str]
+) -> None:
+    assert printed[f"{first}, cli of {cli}"].strip().endswith("GradualUnfreeze")

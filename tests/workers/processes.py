@@ -71,6 +71,16 @@ def run_ranks(script: str, *arguments: object, ranks: int = 2, killed: bool = Fa
     assert all((code == 0) != killed for code in codes), said
 
 
+def run_alone(script: str, *arguments: object, timeout: float = 200) -> None:
+    """Call `main(*arguments)` of a script in one process that knows of no job: it starts further ones itself."""
+    with TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        job = _server().Process(target=_alone, args=(script, [*map(str, arguments)], str(log)))
+        job.start()
+        (code,) = _exit_codes([job], time.monotonic() + timeout)
+        assert code == 0, log.read_text()[-3000:]
+
+
 def _environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
     path = os.pathsep.join(dict.fromkeys([*FOLDERS, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
@@ -99,12 +109,16 @@ def _exit_codes(jobs: list[BaseProcess], until: float) -> list[int | None]:
 
 
 def _rank(script: str, arguments: list[str], rank: int, ranks: int, port: str, log: str) -> None:
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+    places["RANK"] = str(rank)  # for torch itself
+    _alone(script, arguments, log, WORLD_SIZE=str(ranks), **places)
+
+
+def _alone(script: str, arguments: list[str], log: str, **variables: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-    places["RANK"] = str(rank)  # for torch itself
-    environment = _environment(WORLD_SIZE=str(ranks), **places)
+    environment = _environment(**variables)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [script, *arguments]
