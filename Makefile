@@ -46,7 +46,6 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
 
 # Branch coverage of the package, with the processes that the tests start.
 coverage: wheel

@@ -102,7 +102,7 @@ class GradualUnfreeze(FreezeCallback):
         self.eval_frozen = eval_frozen
         self.verbose = verbose
         self.thaw = thaw
-        self._check_arguments()
+        _check_arguments(self)
         self._bound: list[BoundStage] = []
         self._moments: list[Moment] = []
         self._frozen_after: list[frozenset[str]] = []
@@ -110,40 +110,6 @@ class GradualUnfreeze(FreezeCallback):
         self._started = 1
         self._plateau = Plateau()
         self._reasons: list[str] = []
-
-    # ---- arguments
-
-    def _check_arguments(self) -> None:
-        owner = self.title
-        check_stages(self.stages, owner, limits=self.monitor is not None)
-        arguments.check_flag(self.thaw, "thaw", owner)
-        arguments.check_flag(self.eval_frozen, "eval_frozen", owner)
-        arguments.check_flag(self.restore_best, "restore_best", owner)
-        arguments.check_number(self.min_delta, "min_delta", owner)
-        given = [name for name in _TRIGGERS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise PlanError(f"{owner}: {' and '.join(given)} are given, and a schedule has one trigger.\n  Keep one")
-        if not given:
-            self.every_n_epochs = 1
-        for name in ("every_n_epochs", "every_n_train_steps", "max_epochs_per_stage"):
-            if getattr(self, name) is not None:
-                arguments.check_positive(getattr(self, name), name, owner)
-        arguments.check_positive(self.patience, "patience", owner, minimum=0)
-        arguments.check_positive(self.warmup_steps, "warmup_steps", owner, minimum=0)
-        arguments.check_choice(self.mode, ("min", "max"), "mode", owner)
-        if self.curve is not None:
-            arguments.check_choice(self.curve, ("linear", "cosine"), "curve", owner)
-        elif self.span != (0.0, 1.0):
-            raise PlanError(f"{owner}: span={self.span} has a meaning only with curve='linear' or curve='cosine'")
-        if self.at is not None:
-            moments.check_starts(self.at, owner)
-        idle = [name for name, usual in _OF_MONITOR.items() if self.monitor is None and getattr(self, name) != usual]
-        if idle:
-            raise PlanError(
-                f"{owner}: {' and '.join(idle)} can be used only with monitor=..., the name of a logged metric"
-            )
-        if self.min_delta < 0:
-            raise PlanError(f"{owner}: min_delta must not be negative, got {self.min_delta}")
 
     def check_trainer(self, trainer: Any) -> None:
         if self.monitor is not None and not trainer.enable_validation and not trainer.fast_dev_run:
@@ -342,3 +308,34 @@ class GradualUnfreeze(FreezeCallback):
     def load_state_of_run(self, state: dict[str, Any]) -> None:
         self._started = state.get("started", 1)
         self._plateau = Plateau(**state.get("plateau", {}))
+
+
+def _check_arguments(given: GradualUnfreeze) -> None:
+    owner = given.title
+    check_stages(given.stages, owner, limits=given.monitor is not None)
+    arguments.check_flag(given.thaw, "thaw", owner)
+    arguments.check_flag(given.eval_frozen, "eval_frozen", owner)
+    arguments.check_flag(given.restore_best, "restore_best", owner)
+    arguments.check_number(given.min_delta, "min_delta", owner)
+    triggers = [name for name in _TRIGGERS if getattr(given, name) is not None]
+    if len(triggers) > 1:
+        raise PlanError(f"{owner}: {' and '.join(triggers)} are given, and a schedule has one trigger.\n  Keep one")
+    if not triggers:
+        given.every_n_epochs = 1
+    for name in ("every_n_epochs", "every_n_train_steps", "max_epochs_per_stage"):
+        if getattr(given, name) is not None:
+            arguments.check_positive(getattr(given, name), name, owner)
+    arguments.check_positive(given.patience, "patience", owner, minimum=0)
+    arguments.check_positive(given.warmup_steps, "warmup_steps", owner, minimum=0)
+    arguments.check_choice(given.mode, ("min", "max"), "mode", owner)
+    if given.curve is not None:
+        arguments.check_choice(given.curve, ("linear", "cosine"), "curve", owner)
+    elif given.span != (0.0, 1.0):
+        raise PlanError(f"{owner}: span={given.span} has a meaning only with curve='linear' or curve='cosine'")
+    if given.at is not None:
+        moments.check_starts(given.at, owner)
+    idle = [name for name, usual in _OF_MONITOR.items() if given.monitor is None and getattr(given, name) != usual]
+    if idle:
+        raise PlanError(f"{owner}: {' and '.join(idle)} can be used only with monitor=..., the name of a logged metric")
+    if given.min_delta < 0:
+        raise PlanError(f"{owner}: min_delta must not be negative, got {given.min_delta}")

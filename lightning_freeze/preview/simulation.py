@@ -26,7 +26,7 @@ from lightning_freeze.preview.meshes import mesh_of
 from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
-from lightning_freeze.trainer.run_length import calendar_of
+from lightning_freeze.trainer.run_length import calendar_of, steps_of
 from lightning_freeze.trainer.session import Session, last_moment, session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
@@ -207,7 +207,7 @@ def _simulate(
     run = session.reconciler
     assert run is not None
     if any(policy.needs_run_length for policy in policies):
-        trainer.total_steps = session.run_length(trainer)
+        trainer.total_steps = steps_of(trainer)
     simulation = Simulation(trainer, model, run, remarks)
     simulation.on_change, bytes_each = on_change, _bytes_each(asked["precision"])
     if worlds:

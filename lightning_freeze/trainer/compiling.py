@@ -6,7 +6,7 @@ raised during a fit, and restored afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
 
 from torch import nn
 from torch._dynamo import config
@@ -59,11 +59,16 @@ class Compiling:
         if self._done > self._expected:
             self._make_room(self._done)
 
-    def without_gradient(self) -> Sequence[str]:
-        """The unfrozen parameters, if none of them got a gradient in the first backward pass after a change."""
+    def check_gradients(self) -> None:
+        """Called after each backward pass: warn if, in the first one since a change, no unfrozen parameter got any."""
         pending, self._pending = self._pending, {}
         lost = [name for name, parameter in pending.items() if parameter.grad is None]
-        return lost if len(lost) == len(pending) else []
+        if lost and len(lost) == len(pending):
+            warnings.warn(
+                f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
+                "pass since gave it none of its gradients.\n  If training_step uses it, train without torch.compile",
+                stacklevel=2,
+            )
 
     def close(self) -> None:
         """Restore the limits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_freeze.errors import PlanError
 from lightning_freeze.schedule.calendar import Calendar
 
 
@@ -22,6 +23,21 @@ def calendar_of(trainer: Any, optimizers: int) -> Calendar:
     if trainer.max_steps != -1:
         end = min(end, math.ceil(trainer.max_steps / optimizers))
     return Calendar(spells, end, optimizers)
+
+
+def steps_of(trainer: Any) -> int:
+    """The optimizer steps of the whole run.
+
+    Raises:
+        PlanError: the run has no end.
+    """
+    total = trainer.estimated_stepping_batches
+    if not math.isfinite(total) or total < 0:
+        raise PlanError(
+            "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
+            "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
+        )
+    return int(total)
 
 
 def _windows(trainer: Any) -> dict[int, int]:

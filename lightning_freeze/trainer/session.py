@@ -35,7 +35,7 @@ from lightning_freeze.trainer.ddp import rebuild
 from lightning_freeze.trainer.fsdp_checkpoints import peek, restore_loading, shadow_loading
 from lightning_freeze.trainer.lr_finder import FoundRates
 from lightning_freeze.trainer.ranks import check_agreement
-from lightning_freeze.trainer.run_length import calendar_of
+from lightning_freeze.trainer.run_length import calendar_of, steps_of
 from lightning_freeze.trainer.strategies import check_optimizers, check_record, check_strategy, check_unused
 
 _KEY = "lightning_freeze"  # of the checkpoint
@@ -162,7 +162,7 @@ class Session:
 
     def _reconcile(self, trainer: Trainer, reconciler: Reconciler, epoch: int) -> Change:
         if self._total_steps is None and any(policy.needs_run_length for policy in self.policies):
-            self._total_steps = self.run_length(trainer)
+            self._total_steps = steps_of(trainer)
         if self._calendar is None:
             self._calendar = calendar_of(trainer, len(trainer.optimizers))
         progress = Progress(epoch, trainer.global_step, self._total_steps, self._calendar)
@@ -196,21 +196,6 @@ class Session:
                 if trainer.is_global_zero:
                     warnings.warn(text, stacklevel=2)
 
-    @staticmethod
-    def run_length(trainer: Trainer) -> int:
-        """The optimizer steps of the whole run.
-
-        Raises:
-            PlanError: the run has no end.
-        """
-        total = trainer.estimated_stepping_batches
-        if not math.isfinite(total) or total < 0:
-            raise PlanError(
-                "a schedule in fractions of the run needs to know how long the run is, and this one has no end.\n"
-                "  Set Trainer(max_epochs=...) or max_steps, or give the schedule in epochs or steps"
-            )
-        return int(total)
-
     def step_is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether a step trigger is due and an accumulation window begins; changes never split a window."""
         return trainer.global_step >= self.next_step and batch_idx % trainer.accumulate_grad_batches == 0
@@ -221,28 +206,15 @@ class Session:
         Raises:
             PlanError: the loss depends on no trainable parameter.
         """
-        if loss.requires_grad or self.reconciler is None:
-            return
-        view = self.reconciler.view
-        frozen = [name for name in view.index.parameters if view.before[name] and name not in view.trainable]
-        if frozen:
-            raise PlanError(
-                f"the loss depends on nothing that trains in epoch {view.progress.epoch}, step {view.progress.step}: "
-                f"{len(frozen)} parameters are frozen now, from '{frozen[0]}' on.\n"
-                "  Put a part of what this loss is computed from in the first stage; with several optimizers, a part "
-                "of what each of them trains"
-            )
+        if self.reconciler is not None and not loss.requires_grad:
+            _refuse_frozen_loss(self.reconciler.view)
 
     def before_update(self, optimizer: Optimizer) -> None:
         """Called after the backward pass, before gradients are clipped."""
         if self.reconciler is not None:
             self.reconciler.updates.before(optimizer)
-        if self._compiling is not None and (lost := self._compiling.without_gradient()):
-            warnings.warn(
-                f"'{lost[0]}' ({len(lost)} parameters in all) was unfrozen in a compiled model, and the first backward "
-                "pass since gave it none of its gradients.\n  If training_step uses it, train without torch.compile",
-                stacklevel=2,
-            )
+        if self._compiling is not None:
+            self._compiling.check_gradients()
 
     def _print(self, trainer: Trainer, text: str) -> None:
         if text and trainer.is_global_zero and all(policy.verbose for policy in self.policies):
@@ -335,6 +307,17 @@ class Session:
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True
+
+
+def _refuse_frozen_loss(view: RunView) -> None:
+    frozen = [name for name in view.index.parameters if view.before[name] and name not in view.trainable]
+    if frozen:
+        raise PlanError(
+            f"the loss depends on nothing that trains in epoch {view.progress.epoch}, step {view.progress.step}: "
+            f"{len(frozen)} parameters are frozen now, from '{frozen[0]}' on.\n"
+            "  Put a part of what this loss is computed from in the first stage; with several optimizers, a part "
+            "of what each of them trains"
+        )
 
 
 def _rebuild(strategy: Any, unused: bool) -> bool:

@@ -57,6 +57,16 @@ def test_what_moved_is_named_with_its_likely_cause(model: nn.Sequential, fault: 
     assert re.search(f"(?s){text}", "\n".join(map(str, audit(model, [], before))))
 
 
+def test_the_alias_that_trains_in_the_same_memory_is_named(model: nn.Sequential) -> None:
+    model.append(nn.Linear(2, 2))
+    model[3].weight = nn.Parameter(model[0].weight.data)  # another parameter, the same memory
+    before = fingerprint(model, freeze(model, ["0.weight"]))
+    with torch.no_grad():
+        model[3].weight += 1
+    (found,) = audit(model, [], before)
+    assert "it shares its memory with '3.weight', a tied alias that trains" in str(found)
+
+
 def test_groups_hold_each_trainable_parameter_once_and_nothing_frozen(model: nn.Sequential) -> None:
     index = ModelIndex(model)
     trainable = ["2.weight", "2.bias"]

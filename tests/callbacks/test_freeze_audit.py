@@ -319,6 +319,8 @@ def test_a_momentum_teacher_is_ignored_by_name_and_only_then() -> None:
 def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         FreezeAudit(**arguments)
+    with pytest.raises(PatternError, match="FreezeAudit ignore: "):
+        FreezeAudit(ignore="re:(")
 
 
 def test_what_is_to_be_ignored_has_to_exist() -> None:

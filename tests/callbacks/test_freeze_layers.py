@@ -13,6 +13,7 @@ from helpers import (
 )
 
 from lightning_freeze import FreezeLayers, LayerwiseLR
+from lightning_freeze.schedule.moments import Moment, Progress
 
 
 def test_windows_in_steps_open_and_close_within_an_epoch() -> None:
@@ -24,6 +25,22 @@ def test_windows_in_steps_open_and_close_within_an_epoch() -> None:
         steps=6,
     )
     assert seen.seen == ["hm", "h", "h", "hs", "hms", "hms"]
+
+
+def test_the_next_start_is_the_end_of_the_window_until_it_is_reached() -> None:
+    window = FreezeLayers("mid", 1, 3)
+    assert [window.next_start(Progress(epoch)) for epoch in (0, 2, 3)] == [Moment(3, "epoch"), Moment(3, "epoch"), None]
+    assert FreezeLayers("mid", 1).next_start(Progress(0)) is None
+
+
+def test_the_end_of_a_run_tells_what_had_not_begun_or_ended_by_then() -> None:
+    assert FreezeLayers("mid", unit="step").warnings(Progress(0, 0)) == []
+    (late,) = FreezeLayers("mid", 3, unit="step").warnings(Progress(0, 3))
+    assert late.endswith("after 3 steps, and mid was to be frozen from step 3 on")
+    assert FreezeLayers("mid", 3, unit="step").warnings(Progress(0, 4)) == []
+    (open_,) = FreezeLayers("mid", stop=3).warnings(Progress(1, 9))
+    assert open_.endswith("after 2 epochs, and mid was to be unfrozen in epoch 3")
+    assert FreezeLayers("mid", stop=3).warnings(Progress(2, 9)) == []
 
 
 def test_several_instances_of_one_class_add_up() -> None:

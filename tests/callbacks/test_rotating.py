@@ -11,6 +11,7 @@ import torch
 from helpers import NeverTrains, fit, moved, tensors
 from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, NAdam, RMSprop
+from views import Layered, running
 
 from lightning_freeze import GradualUnfreeze, LayerwiseLR, PlanError, RotatingUnfreeze
 from lightning_freeze.engine.context import Context
@@ -139,11 +140,22 @@ class NeverTrainsFive(Five, NeverTrains):
         ({"order": "up"}, "order must be one of 'random', 'ascending', 'descending'"),
         ({"optimizer_state": "gpu"}, "optimizer_state must be one of"),
         ({"seed": 0.5}, "seed must be a whole number"),
+        ({"eval_frozen": "no"}, "eval_frozen must be"),
+        ({"thaw": 1}, "thaw must be"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options: Any, message: str) -> None:
     with pytest.raises(PlanError, match=f"RotatingUnfreeze.*{message}"):
         RotatingUnfreeze(**options)
+
+
+@pytest.mark.parametrize("eval_frozen", [True, False])
+def test_frozen_modules_are_in_eval_mode_unless_told_otherwise(eval_frozen: bool) -> None:
+    model = Layered()
+    rotating = RotatingUnfreeze(["head", "layers", "stem"], order="descending", eval_frozen=eval_frozen)
+    with running([rotating], model) as run:
+        assert len(run.view.held) > 0 if eval_frozen else run.view.held == frozenset()
+        assert model.layers[0][1].training != eval_frozen
 
 
 def test_a_change_waits_for_the_end_of_an_accumulation_window() -> None:

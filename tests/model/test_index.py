@@ -67,6 +67,30 @@ def test_what_is_directly_inside_a_module() -> None:
     assert index.inside["0.0"] == (["0.0.weight", "0.0.bias"], [])
 
 
+def test_members_are_all_names_with_the_modules_that_hold_them() -> None:
+    model = Tied()
+    model.scale = nn.Parameter(torch.ones(1))  # of the root
+    index = ModelIndex(model)
+    members = {member.name: member for member in index.members()}
+    assert members.keys() == index.aliases.keys()
+    assert (members["scale"].module, members["scale"].leaf, members["scale"].target) == (model, "scale", "scale")
+    assert (members["head.weight"].module, members["head.weight"].target) == (model.head, "embed.weight")
+    assert members["norm.bias"].tensor is model.norm.bias
+
+
+def test_a_parametrized_tensor_lies_in_its_layer() -> None:
+    index = ModelIndex(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))))
+    owners = {member.name: (member.module, member.leaf) for member in index.members()}
+    layer = index.modules["0"].module
+    assert owners["0.parametrizations.weight.original0"] == (layer, "weight")
+    assert owners["0.bias"] == (layer, "bias")
+
+
+def test_a_wrapper_lends_its_name_and_a_child_called_module_keeps_it() -> None:
+    assert list(ModelIndex(nn.DataParallel(nn.Linear(2, 2))).parameters) == ["weight", "bias"]
+    assert list(ModelIndex(nn.ModuleDict({"module": nn.Linear(2, 2)})).parameters) == ["module.weight", "module.bias"]
+
+
 def test_compiled_modules_are_known_and_keep_their_names() -> None:
     model = nn.Sequential(torch.compile(nn.Linear(2, 2)), nn.Linear(2, 2))
     index = ModelIndex(model)

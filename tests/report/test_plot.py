@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from lightning_freeze.report.plot import draw
+from lightning_freeze.report.plot import _changes, draw
 from lightning_freeze.report.timeline import Sample, Timeline
 
 
@@ -26,3 +26,10 @@ def test_a_picture_holds_any_number_of_stages(tmp_path: Path, stages: int) -> No
     assert width == 1140
     assert height <= 120 * 21
     assert height >= 119 * min(2.4 + 0.32 * stages, 20)
+
+
+@pytest.mark.parametrize(("changes", "lines"), [(60, 60), (61, 0)])
+def test_each_change_after_the_start_is_a_line_unless_there_are_too_many(changes: int, lines: int) -> None:
+    samples = [Sample(float(time), time, [0.1], 1, time % 2 == 0) for time in range(2 * changes + 1)]
+    found = _changes(Timeline("Net", ["a"], [1], 1, samples, 2.0 * changes))
+    assert found == [2.0 * place for place in range(1, lines + 1)]

@@ -151,3 +151,16 @@ def test_an_average_is_lightnings_where_all_trains_and_that_of_a_stage_begins_wi
                 assert torch.equal(mean[name], now[name]), (step, name)
     third = "mid.0.weight"  # its first update: from the value that it was unfrozen with
     torch.testing.assert_close(means.seen[2][third], 0.7 * start[third] + 0.3 * weights.seen[2][third])
+
+
+@pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="an older Lightning")
+def test_the_mean_of_what_is_frozen_is_its_value() -> None:
+    means = Spy("on_train_batch_end", lambda run, _: tensors(run.callbacks[0]._average_model.module))
+    weights = Spy("on_train_batch_end", lambda _, net: tensors(net))
+    average = pl.callbacks.EMAWeightAveraging(decay=0.7)
+    fit(ContractNet(), [average, FreezeLayers("mid", start=1, verbose=False), weights, means], limit_val_batches=0)
+    behind = moved(means.seen[1], weights.seen[1])
+    assert {"mid.0.weight", "head.weight"} <= behind  # while it trains, the mean lags
+    behind = moved(means.seen[2], weights.seen[2])
+    assert "head.weight" in behind
+    assert not any(name.startswith("mid") for name in behind)

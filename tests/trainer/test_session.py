@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -42,6 +43,20 @@ def test_a_session_is_left_behind_by_copies() -> None:
     assert isinstance(session, Session)
     assert copy.deepcopy(session) is None
     assert pickle.loads(pickle.dumps(session)) is None
+
+
+@pytest.mark.parametrize(("options", "warned"), [({}, 1), ({"fast_dev_run": 3}, 0)])
+def test_a_run_that_is_stopped_warns_once_of_what_never_trained_and_a_trial_run_does_not(
+    options: Any, warned: int
+) -> None:
+    def stop(running: Any, _: Any) -> None:
+        running.should_stop = True
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Net(), [GradualUnfreeze(STAGES, verbose=False), Spy("on_train_epoch_end", stop)], epochs=3, **options)
+    said = [str(one.message) for one in caught if "lightning_freeze" in one.filename or "never" in str(one.message)]
+    assert len([text for text in said if "never unfrozen: mid, stem" in text]) == warned
 
 
 def test_a_run_without_end_has_no_fractions() -> None:
