@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_freeze.engine.lean_norm import is_lean, make_lean, make_plain
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.errors import FreezeError, PlanError
 from lightning_freeze.preview import config
-from lightning_freeze.preview.simulation import preview, state_per_element
+from lightning_freeze.preview.memory import state_per_element
+from lightning_freeze.preview.one_step import first_batch, loss_of
+from lightning_freeze.preview.simulation import preview
 from lightning_freeze.preview.step_cost import Cost, cost
 from lightning_freeze.report.grid import RULE, Column, grid, paragraph
 from lightning_freeze.report.rendering import screen_width, size
@@ -115,7 +117,7 @@ class _Walk:
         if self.found is None:
             if trainer.datamodule is not None and not self._data_is_ready:
                 trainer.datamodule.setup("fit")
-            self._batch = _first_batch(trainer, module)
+            self._batch = first_batch(trainer, module)
             with _everything(run):
                 full = self._cost(module, run)
             self.found = Savings(view.index.model_name, full)
@@ -171,39 +173,3 @@ def _everything(run: Reconciler) -> Iterator[None]:
 def _each(modules: list[nn.Module], function: Callable[[nn.Module], None]) -> None:
     for module in modules:
         function(module)
-
-
-def _first_batch(trainer: Any, module: Any) -> Any:
-    source = trainer.datamodule if trainer.datamodule is not None else module
-    loader = source.train_dataloader()
-    try:
-        batch = next(iter(loader))
-    except (StopIteration, TypeError) as error:
-        raise PlanError(f"train_dataloader gives no batch: {error}") from error
-    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
-        batch = getattr(source, hook)(batch, 0)
-    return batch
-
-
-def loss_of(module: Any, batch: Any) -> Tensor:
-    """The loss of a step outside a fit; logged values are discarded."""
-    quiet = {name: lambda *_, **__: None for name in ("log", "log_dict")}
-    before = {name: vars(module).get(name) for name in quiet}
-    vars(module).update(quiet)
-    try:
-        try:
-            out = module.training_step(batch, 0)
-        except TypeError as error:
-            if "positional argument" not in str(error):
-                raise
-            out = module.training_step(batch)
-    finally:
-        for name, own in before.items():
-            vars(module).pop(name) if own is None else vars(module).update({name: own})
-    loss = out["loss"] if isinstance(out, dict) else out
-    if not isinstance(loss, Tensor):
-        raise PlanError(
-            f"training_step returned {type(loss).__name__}, not a loss.\n"
-            "  A step that optimizes by hand cannot be measured"
-        )
-    return loss

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 from lightning_freeze.auditing.violations import group_violations
 from lightning_freeze.engine.policy import Policy
 from lightning_freeze.engine.reconciler import Reconciler
-from lightning_freeze.errors import FreezeError, OptimizerError, PlanError
+from lightning_freeze.errors import OptimizerError, PlanError
 from lightning_freeze.model.undone import same_random_state
-from lightning_freeze.optim.state import state_after_step
 from lightning_freeze.preview import config
 from lightning_freeze.preview.epoch_length import batches_of, steps_per_window
-from lightning_freeze.preview.memory import Share, share
+from lightning_freeze.preview.memory import MemoryPlan, Shares
 from lightning_freeze.preview.meshes import mesh_of
+from lightning_freeze.preview.one_step import first_batch
+from lightning_freeze.preview.user_code import described
 from lightning_freeze.report.table import start_table
 from lightning_freeze.report.timeline import Timeline
 from lightning_freeze.schedule.moments import Progress
@@ -31,8 +31,6 @@ from lightning_freeze.trainer.session import Session, last_moment, session_of
 from lightning_freeze.trainer.strategies import check_strategy, check_unused
 
 OnChange = Callable[[Any, Any, Reconciler], None]
-Shares = dict[tuple[int, bool], dict[int, Share]]
-_PROBE_ELEMENTS = 24  # of `state_after_step`
 _SAMPLES = 400  # samples per run, in addition to those at changes and at the start of epochs
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False,
@@ -81,7 +79,8 @@ def preview(
 ) -> Preview:
     """Simulate the fit that a LightningCLI config describes: nothing is trained, no GPU is touched.
 
-    A batch is read only where stages have to be discovered and the module has no `example_input_array`.
+    A batch is read only to discover stages of a module without `example_input_array`, and, with `worlds`, for the
+    memory of activations.
 
     Args:
         files: the configs; a later one wins.
@@ -211,7 +210,10 @@ def _simulate(
     simulation = Simulation(trainer, model, run, remarks)
     simulation.on_change, bytes_each = on_change, _bytes_each(asked["precision"])
     if worlds:
-        simulation.memory = partial(_add_shares, {}, worlds, bytes_each, remarks)
+        batch = _batch(trainer, model, not steps_per_epoch, remarks)
+        simulation.memory = MemoryPlan(worlds, bytes_each, model, batch, remarks)
+        if str(asked["precision"]).endswith("mixed"):
+            remarks.append("Activations are those of float32; mixed precision needs about half.")
     found = simulation.go()
     found.processes, found.bytes_each = processes, bytes_each
     return found
@@ -228,23 +230,18 @@ def _bytes_each(precision: Any) -> int | None:
     return 2 if str(precision).endswith("-true") else None
 
 
-def _add_shares(
-    found: Shares, worlds: Sequence[int], bytes_each: int | None, remarks: list[str], run: Reconciler
-) -> Shares:
-    """Record the current memory of one process for every number of processes, under DDP and FSDP2."""
-    parameters = run.index.parameters
-    dtype = next(iter(parameters.values())).dtype
+def _batch(trainer: Any, model: Any, data_is_ready: bool, remarks: list[str]) -> Any:
+    """A batch for the memory of activations, None if there is none."""
     try:
-        state = max(state_per_element(slotted.optimizer, dtype) for slotted in run.optimizers) / dtype.itemsize
-    except FreezeError as error:
-        state = 0.0
-        remarks.append(f"Optimizer state is counted as none: {error}")
-    trainable = sum(parameters[name].numel() for name in run.trainable)
-    for world, sharded in [(world, sharded) for world in worlds for sharded in (False, True)]:
-        now = share(parameters, run.trainable, world, sharded=sharded, state_each=state, bytes_each=bytes_each)
-        before = found.setdefault((world, sharded), {}).get(trainable, now)
-        found[world, sharded][trainable] = max(now, before, key=lambda one: one.total)
-    return found
+        if not data_is_ready and trainer.datamodule is not None:
+            trainer.datamodule.setup("fit")
+        with same_random_state(), torch.device("cpu"):
+            return first_batch(trainer, model)
+    except Exception as error:  # the length of an epoch was given, so the data may not be available
+        remarks.append(
+            f"Activations are unknown: the training data gives no batch ({described(error).splitlines()[0]})."
+        )
+        return None
 
 
 def _show_a_batch(session: Session, trainer: Any, model: Any, source: Any) -> None:
@@ -328,12 +325,12 @@ class Simulation:
         for policy in self.run.policies if not trainer.fast_dev_run else ():  # it is designed to end early
             self.remarks += policy.foreseen(end) or policy.warnings(end)  # fit only warns of this
         found = Preview(self.run, table, self.timeline, trainer.epoch, trainer.steps, remarks=self.remarks)
-        found.shares = self.shares
+        found.shares = self.memory.shares if self.memory else {}
         return found
 
     time = 0.0
     on_change: OnChange | None = None
-    memory: Callable[[Reconciler], Shares] = staticmethod(lambda run: {})
+    memory: MemoryPlan | None = None
 
     def _epoch(self, planned: float) -> None:
         trainer = self.trainer
@@ -379,7 +376,8 @@ class Simulation:
         change = self.run.reconcile(progress)
         if change or not self.timeline.samples:
             self._check_groups()
-            self.shares = self.memory(self.run)
+            if self.memory is not None:
+                self.memory.add(self.run)
         return bool(change)
 
     def _check_groups(self) -> None:
@@ -397,16 +395,3 @@ class Simulation:
         self.timeline.add(self.run.view, self.run.updates.rates(), time, self.trainer.steps, change=change)
         if self.on_change is not None:
             self.on_change(self.trainer, self.model, self.run)
-
-
-def state_per_element(optimizer: Any, dtype: torch.dtype) -> float:
-    """The bytes of optimizer state per element of a parameter.
-
-    Raises:
-        FreezeError: a similar optimizer cannot be made, for example because of its constructor.
-    """
-    state = state_after_step(optimizer, dtype)
-    if state is None:
-        raise FreezeError(f"{type(optimizer).__name__}: the size of its state is not known")
-    tensors = [value for value in state.values() if isinstance(value, torch.Tensor) and value.dim()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / _PROBE_ELEMENTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_freeze.errors import FreezeError
-from lightning_freeze.preview.simulation import Preview, state_per_element
+from lightning_freeze.preview.memory import OPTIONAL, ROWS, state_per_element
+from lightning_freeze.preview.simulation import Preview
 from lightning_freeze.report.grid import RULE, Column, grid, paragraph, width_of
 from lightning_freeze.report.rendering import screen_width, size, value_range
 from lightning_freeze.report.timeline import Sample
@@ -24,8 +25,7 @@ def text(found: Preview) -> str:
     tables = [_fitting(lambda most: _by_time(found, state, most), width)]
     if found.shares:
         tables.append(_fitting(lambda most: _memory(found, most), width))
-        note = "Between steps, of rank 0; without activations and without what FSDP2 gathers for a layer."
-        tables += paragraph(note, width)
+        tables += paragraph("Of rank 0, without the parameters that FSDP2 gathers for a layer.", width)
     remarks = [line for text in dict.fromkeys(found.remarks) for line in paragraph(text, width)]
     return "\n".join([found.table, "", *paragraph(title, width), *tables, *remarks])
 
@@ -52,10 +52,16 @@ def _memory(found: Preview, most: int) -> Table:
             continue
         shares = [by_count.get(max(sample.trainable for sample in part)) for part in parts]
         on = "1 process" if world == 1 else f"{world} processes, {'FSDP2' if sharded else 'DDP'}"
-        for row in ("weights", "gradients", "state", "total"):
-            named = f"{on}: {row}" if row == "total" else f"  {row}"
-            rows.append([named, *["?" if one is None else size(getattr(one, row)) for one in shares]])
+        for row in ROWS:
+            figures = ["?" if one is None else _size(getattr(one, row)) for one in shares]
+            if row not in OPTIONAL or any(figures):
+                named = f"{on}: {row}" if row == "total" else f"  {row}"
+                rows.append([named, *figures])
     return [Column("memory of one process"), *_heads(parts)], rows
+
+
+def _size(figure: float | None) -> str:
+    return "" if figure is None else size(figure)
 
 
 def _heads(parts: Sequence[Sequence[Sample]]) -> list[Column]:

@@ -13,8 +13,8 @@ from lightning_freeze.errors import FreezeError, PlanError
 from lightning_freeze.model.index import ModelIndex
 from lightning_freeze.model.layers import has_statistics
 from lightning_freeze.model.patterns import select_names
-from lightning_freeze.preview.savings import loss_of
-from lightning_freeze.preview.simulation import state_per_element
+from lightning_freeze.preview.memory import state_per_element
+from lightning_freeze.preview.one_step import loss_of
 from lightning_freeze.preview.step_cost import Cost, cost
 from lightning_freeze.stages.discover import discover_stages
 from lightning_freeze.stages.stage import Stage

@@ -14,7 +14,8 @@ from previewing import FREEZE, RATES, TASKS, UNFREEZE, code_in, config
 from lightning_freeze import FreezeMonitor, GradualUnfreeze, LayerwiseLR
 from lightning_freeze.cli import main
 from lightning_freeze.preview.config import build, undisturbed
-from lightning_freeze.preview.simulation import preview, state_per_element
+from lightning_freeze.preview.memory import state_per_element
+from lightning_freeze.preview.simulation import preview
 
 
 @pytest.fixture(scope="module")
