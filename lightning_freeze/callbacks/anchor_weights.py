@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze import arguments
@@ -14,7 +15,7 @@ from lightning_freeze.engine.context import Context
 from lightning_freeze.engine.declarations import Binding, Row
 from lightning_freeze.errors import PlanError
 from lightning_freeze.model.patterns import as_patterns
-from lightning_freeze.optim.anchor import Anchor, skipped
+from lightning_freeze.optim.anchor import Anchor, pull, skipped
 from lightning_freeze.optim.slots import Slot
 from lightning_freeze.schedule.moments import Progress
 from lightning_freeze.stages.stage import Stage, check_stages
@@ -26,9 +27,16 @@ class _Pulled:
     """What is pulled of one slot: all of its parameters that the patterns select, as long as its members stay."""
 
     members: list[nn.Parameter]  # the list of the optimizer's group
-    names: list[str]
     parameters: list[nn.Parameter]
+    starts: list[Tensor]
     strength: float
+
+    def moved(self) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """What the last step moved: parameters with a gradient, and their start values."""
+        moved = [parameter.grad is not None for parameter in self.parameters]
+        if all(moved):
+            return self.parameters, self.starts
+        return list(compress(self.parameters, moved)), list(compress(self.starts, moved))
 
 
 class AnchorWeights(FreezeCallback):
@@ -126,23 +134,24 @@ class AnchorWeights(FreezeCallback):
                 ]
                 parameters = [self._parameters[name] for name in names]
                 strength = self._strengths[names[0]] if names else 0.0
-                self._pulled[id(optimizer), place] = _Pulled(group["params"], names, parameters, strength)
-                self._anchor.take(names, parameters)  # right before their first update
+                starts = self._anchor.take(names, parameters)  # right before their first update
+                self._pulled[id(optimizer), place] = _Pulled(group["params"], parameters, starts, strength)
 
     def updated(self, optimizer: Optimizer, slots: Sequence[Slot], rates: Sequence[Any]) -> None:
         skip = skipped(optimizer)
+        pulls: dict[Any, tuple[list[nn.Parameter], list[Tensor]]] = {}  # slots with one weight are pulled at once
         for place, group in enumerate(optimizer.param_groups):
             pulled = self._pulled.get((id(optimizer), place))
             if pulled is None or not group["params"] or not pulled.strength:
                 continue
-            moved = [k for k, parameter in enumerate(pulled.parameters) if parameter.grad is not None]
-            if moved:
-                weight = rates[place] * pulled.strength
-                self._anchor.pull(
-                    [pulled.names[k] for k in moved],
-                    [pulled.parameters[k] for k in moved],
-                    weight if skip is None else weight * (1 - skip),
-                )
+            weight = rates[place] * pulled.strength
+            here, there = pulls.setdefault(weight if skip is None else weight * (1 - skip), ([], []))
+            parameters, starts = pulled.moved()
+            here += parameters
+            there += starts
+        for weight, (here, there) in pulls.items():
+            if here:
+                pull(here, there, weight)
 
     # ---- tables, checkpoints
 

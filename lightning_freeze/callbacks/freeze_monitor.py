@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_freeze.engine.declarations import Change
 from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.errors import PlanError
+from lightning_freeze.optim.norms import local, reduced, shares, totals
 from lightning_freeze.report import plot as picture
 from lightning_freeze.report.timeline import Timeline, stage_members, stage_rates
 from lightning_freeze.stages.naming import metric_name
@@ -57,7 +58,9 @@ class FreezeMonitor(FreezeCallback):
         self.logs = log  # Lightning overwrites an attribute called `log`
         self._timeline = Timeline()
         self._changed = False
-        self._norms: dict[str, Tensor] = {}
+        self._squares: Tensor | None = None  # of the gradients of each stage, since the last log
+        self._trainable: int | None = None  # parameters; None: not counted since the last change
+        self._keys: list[tuple[str, str]] = []  # the metrics of each stage
         self._stepped = False  # since the last log: not within an accumulation window
         self._members: dict[str, list[str]] = {}
 
@@ -71,6 +74,7 @@ class FreezeMonitor(FreezeCallback):
 
     def changed(self, done: Change) -> None:
         self._changed |= bool(done.unfrozen or done.frozen)
+        self._trainable = None
 
     def state_of_run(self) -> dict[str, Any]:
         return {"timeline": self._timeline.record()} if self.plot is not None else {}
@@ -88,6 +92,8 @@ class FreezeMonitor(FreezeCallback):
     def begin(self, trainer: Trainer) -> None:
         run = session_of(trainer).view()
         self._members = stage_members(run)
+        names = [metric_name(stage) for stage in self._members]
+        self._keys = [(f"freeze/lr/{name}", f"freeze/grad_norm/{name}") for name in names]
         self._timeline.begin(run, f"{run.index.model_name}, {_schedule(run)}")
         if not self._timeline.samples:  # a resumed run goes on with those of the checkpoint
             self._sample(trainer, run)
@@ -105,7 +111,7 @@ class FreezeMonitor(FreezeCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.logs and trainer.loggers and _is_due(trainer):
-            self._norms.update(_norms(session_of(trainer).view(), self._members))
+            self._take_norms(session_of(trainer).view())
             self._stepped = True
 
     def on_train_batch_end(
@@ -147,20 +153,31 @@ class FreezeMonitor(FreezeCallback):
             self._timeline.add(run, rates, _time(trainer, batch), trainer.global_step, change=self._changed)
         self._changed = False
 
+    def _take_norms(self, run: RunView) -> None:
+        """The squared norm of the gradients of each stage that has any, on the device; a collective if sharded."""
+        stages = [[run.index.parameters[name] for name in names] for names in self._members.values()]
+        having = [[parameter for parameter in stage if parameter.grad is not None] for stage in stages]
+        lengths, moving = tuple(map(len, having)), list(chain.from_iterable(having))
+        if moving:
+            gradients = local([parameter.grad for parameter in moving if parameter.grad is not None])
+            squares = reduced(totals(gradients, lengths, shares(moving), 2), moving)
+            if self._squares is not None and 0 in lengths:  # another optimizer's step of this batch
+                has = torch.tensor(lengths, device=squares.device) > 0
+                squares = torch.where(has, squares, self._squares)
+            self._squares = squares
+
     def _log(self, trainer: Trainer, run: RunView) -> None:
-        rates = stage_rates(run, session_of(trainer).updates().rates_used())
+        rates = stage_rates(run, session_of(trainer).updates().rates_used(), list(self._members))
+        if self._trainable is None:
+            self._trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
+        norms = [0.0] * len(rates) if self._squares is None else self._squares.sqrt().tolist()
+        self._squares = None
         values: dict[str, float] = {
-            "freeze/trainable_parameters": float(sum(run.index.parameters[name].numel() for name in run.trainable)),
+            "freeze/trainable_parameters": float(self._trainable),
             "freeze/unfrozen_stages": float(sum(rate is not None for rate in rates.values())),
         }
-        norms = dict.fromkeys(self._members, 0.0)
-        if self._norms:
-            names = list(self._norms)
-            norms.update(zip(names, torch.stack([self._norms[name].float() for name in names]).tolist(), strict=True))
-        self._norms = {}
-        for stage in self._members:
-            name = metric_name(stage)
-            values |= {f"freeze/lr/{name}": rates[stage] or 0.0, f"freeze/grad_norm/{name}": norms[stage]}
+        for (lr, grad_norm), rate, norm in zip(self._keys, rates.values(), norms, strict=True):
+            values[lr], values[grad_norm] = rate or 0.0, norm
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -177,17 +194,6 @@ def _is_due(trainer: Trainer) -> bool:
     """Whether Lightning logs this batch; the loggers may be none."""
     due: bool = trainer._logger_connector.should_update_logs
     return due
-
-
-def _norms(run: RunView, members: dict[str, list[str]]) -> dict[str, Tensor]:
-    """Stage -> 2-norm of its gradients, on the device; of sharded ones a collective."""
-    found = {}
-    for stage, names in members.items():
-        gradients = [gradient for name in names if (gradient := run.index.parameters[name].grad) is not None]
-        if gradients:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            found[stage] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return found
 
 
 def _time(trainer: Trainer, batch: int) -> float:

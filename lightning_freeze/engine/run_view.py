@@ -101,6 +101,15 @@ class RunView:
         ]
 
     @property
+    def occupied(self) -> list[tuple[str, bool]]:
+        """Label of each slot of all optimizers, and whether any of its parameters trains."""
+        return [
+            (slot.label, bool(group["params"]))
+            for slotted in self._slotted
+            for slot, group in zip(slotted.slots, slotted.optimizer.param_groups, strict=True)
+        ]
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of all policies for the table at the start."""
         return [row for policy in self.policies for row in policy.rows(self.progress)]

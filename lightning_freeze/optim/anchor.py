@@ -25,11 +25,12 @@ class Anchor:
         self._on_host = on_host
         self.values: dict[str, Tensor] = {}  # DTensors for sharded parameters
 
-    def take(self, names: Sequence[str], parameters: Sequence[nn.Parameter]) -> None:
-        """Copy values that are not known yet; their parameters must not have moved."""
+    def take(self, names: Sequence[str], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """The start values. Those that are not known yet are copied, so their parameters must not have moved."""
         for name, parameter in zip(names, parameters, strict=True):
             if name not in self.values:
                 self.values[name] = self._placed(parameter.detach(), parameter)
+        return [self.values[name] for name in names]
 
     def load(self, values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace the start values by those of a checkpoint."""
@@ -43,18 +44,18 @@ class Anchor:
         host = value.to("cpu", copy=True)
         return host if local_part(host) is not host else host.pin_memory()
 
-    @torch.no_grad()
-    def pull(self, names: Sequence[str], parameters: Sequence[nn.Parameter], weight: Any) -> None:
-        """Move parameters a fraction of the way to their start. `weight` is a number or 0-dim tensor, at most 1."""
-        here = [local_part(parameter.detach()) for parameter in parameters]
-        there = [local_part(self.values[name]) for name in names]
-        for some, starts in _chunks(here, there):
-            if not isinstance(weight, Tensor):
-                torch._foreach_lerp_(some, starts, min(weight, 1.0))
-                continue
-            way = list(torch._foreach_sub(starts, some))
-            torch._foreach_mul_(way, weight.clamp(max=1.0).to(some[0].device))
-            torch._foreach_add_(some, way)
+
+@torch.no_grad()
+def pull(parameters: Sequence[nn.Parameter], starts: Sequence[Tensor], weight: Any) -> None:
+    """Move parameters a fraction of the way to their start. `weight` is a number or 0-dim tensor, at most 1."""
+    here, there = ([local_part(tensor) for tensor in tensors] for tensors in (parameters, starts))
+    for some, ends in _chunks(here, there):
+        if not isinstance(weight, Tensor):
+            torch._foreach_lerp_(some, ends, min(weight, 1.0))
+            continue
+        way = list(torch._foreach_sub(ends, some))
+        torch._foreach_mul_(way, weight.clamp(max=1.0).to(some[0].device))
+        torch._foreach_add_(some, way)
 
 
 def _chunks(here: list[Tensor], there: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

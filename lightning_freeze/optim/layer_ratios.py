@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_freeze.errors import OptimizerError
 from lightning_freeze.model.dtensors import is_sharded_tensor
-from lightning_freeze.optim.norms import gradient_scale, local, reduced, shares, totals
+from lightning_freeze.optim.norms import by_group, gradient_scale, local, reduced, shares, totals
 from lightning_freeze.optim.state import state_after_step
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@torch.no_grad()
 def moment_ratios(optimizer: Optimizer) -> Tensor | None:
     """The mean of |m| / (sqrt(v) + eps) over the elements of each group, bias-corrected, shape `[groups]`.
 
@@ -25,20 +26,21 @@ def moment_ratios(optimizer: Optimizer) -> Tensor | None:
     groups = [[p for p in group["params"] if _has_moments(optimizer.state.get(p))] for group in optimizer.param_groups]
     if not any(groups):
         return None
-    ratios = [
-        _ratios([optimizer.state[p] for p in moving], group) if moving else []
-        for moving, group in zip(groups, optimizer.param_groups, strict=True)
-    ]
-    counts = [shares(moving) for moving in groups]
-    sums = totals(ratios, counts, 1)
-    elements = [
-        sum(part.numel() * count for part, count in zip(parts, each, strict=True)) or 1.0
-        for parts, each in zip(ratios, counts, strict=True)
-    ]
-    if not _in_parts(optimizer):
-        return sums / sums.new_tensor(elements)
-    pairs = reduced(torch.stack([sums, sums.new_tensor(elements)]), _parameters(optimizer))
-    return pairs[0] / pairs[1]
+    ratios, unbiased = _ratios(
+        [
+            (optimizer.state[p], group)
+            for moving, group in zip(groups, optimizer.param_groups, strict=True)
+            for p in moving
+        ]
+    )
+    counts = [share for moving in groups for share in shares(moving)]
+    lengths = tuple(map(len, groups))
+    sums = totals(ratios, lengths, [one * share for one, share in zip(unbiased, counts, strict=True)], 1)
+    sizes = torch.tensor([part.numel() * count for part, count in zip(ratios, counts, strict=True)], dtype=sums.dtype)
+    elements = by_group(sizes, lengths).to(sums.device)
+    if _in_parts(optimizer):
+        sums, elements = reduced(torch.stack([sums, elements]), _parameters(optimizer))
+    return sums / elements.clamp_min(1.0)
 
 
 def trust_ratios(optimizer: Optimizer) -> Tensor | None:
@@ -61,19 +63,16 @@ def gradient_ratios(optimizer: Optimizer) -> Tensor | None:
     return ratios
 
 
+@torch.no_grad()
 def _norms(optimizer: Optimizer) -> tuple[Tensor, Tensor] | None:
     """Norms of weights and gradients per group, over parameters with a gradient; None if no parameter has one."""
     groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     if not any(groups):
         return None
-    counts = [shares(moving) for moving in groups]
-    squares = torch.stack(
-        [
-            totals([local([p.detach() for p in moving]) for moving in groups], counts, 2),
-            totals([local([p.grad for p in moving]) for moving in groups], counts, 2),
-        ]
-    )
-    weights, gradients = reduced(squares, _parameters(optimizer)).sqrt()
+    moving = [p for group in groups for p in group]
+    lengths, counts = tuple(map(len, groups)), shares(moving)
+    both = [*local(moving), *local([p.grad for p in moving])]  # in one pass
+    weights, gradients = reduced(totals(both, lengths * 2, counts * 2, 2).view(2, -1), _parameters(optimizer)).sqrt()
     return weights, gradients
 
 
@@ -89,24 +88,35 @@ def _has_moments(state: Mapping[str, Any] | None) -> bool:
     return state is not None and all(isinstance(state.get(key), Tensor) for key in _MOMENTS)
 
 
-def _ratios(states: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> list[Tensor]:
-    """The signed ratio m / (sqrt(v) + eps) of this rank's part of each parameter."""
-    moments, squares = (local([state[key] for state in states]) for key in _MOMENTS)
-    first, second = (_corrections([state["step"] for state in states], beta) for beta in group["betas"][:2])
-    # |m| / c1 / (sqrt(v) / sqrt(c2) + eps) with few passes over memory; the caller takes absolute values
+def _ratios(states: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[list[Tensor], list[Any]]:
+    """The signed ratio m / (sqrt(v) + eps) of this rank's part of each parameter, before and for bias correction.
+
+    With c1, c2 for the corrections, |m| / c1 / (sqrt(v / c2) + eps) is |m| / (sqrt(v) + eps * sqrt(c2)), times
+    sqrt(c2) / c1: so the corrections cost no pass over memory. Absolute values are left to the caller.
+
+    Args:
+        states: for each parameter its state and its group.
+    """
+    moments, squares = (local([state[key] for state, _ in states]) for key in _MOMENTS)
+    steps = [state["step"] for state, _ in states]
+    first, second = (_corrections(steps, [group["betas"][place] for _, group in states]) for place in (0, 1))
     roots = list(torch._foreach_sqrt(squares))
-    torch._foreach_div_(roots, [correction**0.5 for correction in second])
-    torch._foreach_add_(roots, group["eps"])
-    torch._foreach_mul_(roots, first)
-    return list(torch._foreach_div(moments, roots))
+    _add(roots, [group["eps"] * c2**0.5 for (_, group), c2 in zip(states, second, strict=True)])
+    return list(torch._foreach_div(moments, roots)), [c2**0.5 / c1 for c1, c2 in zip(first, second, strict=True)]
 
 
-def _corrections(steps: Sequence[Any], beta: float) -> list[Any]:
+def _add(tensors: list[Tensor], values: list[Any]) -> None:
+    same = not isinstance(values[0], Tensor) and values.count(values[0]) == len(values)
+    torch._foreach_add_(tensors, values[0] if same else values)
+
+
+def _corrections(steps: Sequence[Any], betas: Sequence[float]) -> list[Any]:
     """1 - beta ** step of each parameter; step counters on a GPU stay there."""
     if not any(isinstance(step, Tensor) and step.is_cuda for step in steps):
-        return [1 - beta ** float(step) or 1.0 for step in steps]
+        return [1 - beta ** float(step) or 1.0 for step, beta in zip(steps, betas, strict=True)]
     exact = torch.stack([torch.as_tensor(step).double() for step in steps])
-    return [correction.float() for correction in (1 - beta**exact).clamp_min(torch.finfo(torch.float32).tiny).unbind()]
+    corrected = 1 - exact.new_tensor(betas) ** exact
+    return [one.float() for one in corrected.clamp_min(torch.finfo(torch.float32).tiny).unbind()]
 
 
 def check_moments(optimizer: Optimizer, owner: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,23 +49,44 @@ def _copies(tensor: Tensor) -> int:
     return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def totals(groups: Sequence[Sequence[Tensor]], weights: Sequence[Sequence[float]], power: int) -> Tensor:
+def totals(tensors: list[Tensor], lengths: tuple[int, ...], weights: Sequence[Any], power: int) -> Tensor:
     """The weighted sum of |element| ** power over the tensors of each group, shape `[groups]`, on this rank.
 
     Args:
-        groups: local tensors, at least one in total.
-        weights: the weights from `shares`.
+        tensors: local tensors, at least one, those of a group side by side.
+        lengths: the number of tensors in each group.
+        weights: of each tensor, numbers or 0-dim tensors, such as those from `shares`.
         power: 1 or 2.
     """
-    flat = [tensor for group in groups for tensor in group]
-    exact = torch.float64 if flat[0].dtype == torch.float64 else torch.float32
-    found = torch._foreach_norm(flat, power, dtype=None if exact == torch.float64 else exact)
-    norms = torch.stack([norm.to(flat[0].device, exact) for norm in found])
+    exact = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    found = torch._foreach_norm(tensors, power, dtype=None if exact == torch.float64 else exact)
+    alike = all(norm.device == found[0].device and norm.dtype == exact for norm in found)
+    norms = torch.stack(found if alike else [norm.to(tensors[0].device, exact) for norm in found])
     sums = norms if power == 1 else norms.square()
-    counts = [count for each in weights for count in each]
-    if set(counts) != {1.0}:
-        sums = sums * sums.new_tensor(counts)
-    return torch.stack([part.sum() for part in torch.split(sums, [len(group) for group in groups])])
+    if any(isinstance(weight, Tensor) for weight in weights):
+        sums = sums * torch.stack([torch.as_tensor(weight, dtype=exact, device=sums.device) for weight in weights])
+    elif weights[0] != 1.0 or weights.count(weights[0]) != len(weights):
+        sums = sums * sums.new_tensor(weights)
+    return by_group(sums, lengths)
+
+
+def by_group(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The sum of the values of each group, shape `[groups]`, in a fixed order; 0 for a group without values.
+
+    Args:
+        values: shape `[tensors]`, those of a group side by side.
+        lengths: the number of values in each group.
+    """
+    rows = values.new_zeros(len(lengths), max(lengths))
+    rows.view(-1)[_places(lengths, values.device)] = values
+    return rows.sum(1)
+
+
+@lru_cache(maxsize=16)
+def _places(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each value goes in a matrix with a row for each group."""
+    width = max(lengths)
+    return torch.tensor([row * width + k for row, length in enumerate(lengths) for k in range(length)], device=device)
 
 
 def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -77,12 +99,11 @@ def reduced(figures: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 def square_norms(optimizer: Optimizer) -> Tensor:
     """The squared gradient norm of each group, shape `[groups]`, unscaled, on the device; 0 without a gradient."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-    if any(groups):
-        squares = totals(
-            [local([p.grad for p in having]) for having in groups], [shares(having) for having in groups], 2
-        )
+    having = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    moving = [p for group in having for p in group]
+    if moving:
+        squares = totals(local([p.grad for p in moving]), tuple(map(len, having)), shares(moving), 2)
     else:
-        squares = torch.zeros(len(groups))
+        squares = torch.zeros(len(having))
     found: Tensor = reduced(squares, parameters) / gradient_scale(optimizer) ** 2
     return found

@@ -77,7 +77,7 @@ class Timeline:
             step: optimizer steps done.
             change: whether something was unfrozen or frozen at this time.
         """
-        by_stage = stage_rates(run, rates)
+        by_stage = stage_rates(run, rates, self.stages)
         trainable = sum(run.index.parameters[name].numel() for name in run.trainable)
         sample = Sample(time, step, [by_stage[stage] for stage in self.stages], trainable, change)
         self.end = max(self.end, time)
@@ -136,16 +136,19 @@ def stage_names(run: RunView) -> list[str]:
     return list(stage_members(run))
 
 
-def stage_rates(run: RunView, rates: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Stage -> the largest learning rate of its slots; None while it is frozen.
+def stage_rates(
+    run: RunView, rates: Sequence[Sequence[float]], stages: Sequence[str] | None = None
+) -> dict[str, float | None]:
+    """Stage -> learning rate, the largest of its slots; None while it is frozen.
 
     Args:
         run: the run.
-        rates: the learning rate of each slot of each optimizer.
+        rates: the rate of each slot of each optimizer.
+        stages: the names of the stages, if they are known already.
     """
-    found: dict[str, float | None] = dict.fromkeys(stage_names(run))
-    for slot, rate in zip(run.slots, [rate for used in rates for rate in used], strict=True):
-        label = slot.label or REST
-        if slot.trains and label in found:
-            found[label] = max(found[label] or 0.0, rate)
+    found: dict[str, float | None] = dict.fromkeys(stage_names(run) if stages is None else stages)
+    for (label, trains), rate in zip(run.occupied, [rate for used in rates for rate in used], strict=True):
+        stage = label or REST
+        if trains and stage in found:
+            found[stage] = max(found[stage] or 0.0, rate)
     return found

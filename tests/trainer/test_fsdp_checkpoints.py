@@ -13,7 +13,7 @@ from processes import run_ranks
 
 pytestmark = pytest.mark.skipif(not SHARDS_ON_CPU, reason="this torch shards on a GPU only")
 CASES = ["rates", "rates, one file", "steps", "refreeze", "refreeze, one file", "host", "construction", "best"]
-CASES += ["thaw"]
+CASES += ["thaw", "anchored"]
 ROUNDED = ["adaptive"]  # norms of parts are added up in another order than those of replicas
 
 

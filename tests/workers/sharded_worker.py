@@ -18,7 +18,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, ProgressiveFreeze
+from lightning_freeze import (
+    AnchorWeights,
+    FreezeLayers,
+    GradualUnfreeze,
+    LayerAdaptiveLR,
+    LayerwiseLR,
+    ProgressiveFreeze,
+)
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")
@@ -126,6 +133,7 @@ CASES: dict[str, tuple[Any, str, bool]] = {
         "AdamW",
         True,
     ),
+    "anchored": (lambda: [*gradual(), AnchorWeights(2.0, ["*", "!model.3.bias"], decay=0.5)], "AdamW", True),
     "thaw": (lambda: gradual(thaw=True), "AdamW", True),
     "best": (lambda: gradual(monitor="val", mode="max", patience=1, restore_best=True), "AdamW", True),
 }
