@@ -4,8 +4,8 @@ At the end both write averages over all parameters, and SWA resets the statistic
 anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance
 for the length of a fit, and what is frozen at that moment is put back bit for bit.
 
-Within the average itself, what is frozen has the bits of the model after each update: the rounding of a running
-average would move it, and the average of a stage begins at the value that it is unfrozen with.
+Within the average itself, frozen parameters are the tensors of the model: they take no memory and no place in a
+checkpoint, and no rounding moves them. The average of a stage begins at the value that it is unfrozen with.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 
 from lightning_freeze.engine.run_view import RunView
 from lightning_freeze.model.class_names import is_named
+from lightning_freeze.model.dtensors import is_sharded_tensor
 from lightning_freeze.model.index import buffers_of, tensors_of
 
 # The methods that write parameters or buffers of the model, apart from a swap that is undone.
@@ -37,7 +37,7 @@ def protect(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
         for method in _METHODS:
             if hasattr(type(callback), method):
                 setattr(callback, method, partial(_protected, callback, method, view))
-        if (average := getattr(callback, "_average_model", None)) is not None and hasattr(average, "update_parameters"):
+        if (average := _average_of(callback)) is not None:
             average.update_parameters = partial(_update, average, view)
 
 
@@ -68,15 +68,70 @@ def _protected(callback: Any, method: str, view: Callable[[], RunView], *args: A
 
 
 @torch.no_grad()
+def share(callbacks: Sequence[Any], model: Any, run: RunView) -> None:
+    """Let an average and its model share the tensors of frozen parameters; called after each change.
+
+    A parameter that has been unfrozen gets its own tensor in the average, with the value that it was unfrozen with.
+
+    Args:
+        callbacks: all callbacks of the Trainer.
+        model: the LightningModule.
+        run: the run after the change.
+    """
+    trains = _trains(run)
+    for average in filter(None, map(_average_of, callbacks)):
+        for mean, own in zip(average.module.parameters(), model.parameters(), strict=True):
+            if id(own) in trains:
+                if mean.data_ptr() == own.data_ptr():
+                    mean.data = own.detach().clone()
+            elif mean.device != own.device or is_sharded_tensor(own):
+                mean.copy_(own)
+            else:
+                mean.data = own.detach()
+
+
+def _average_of(callback: Any) -> Any:
+    """The running average that a callback of Lightning keeps, or None: SWA keeps a plain copy."""
+    average = getattr(callback, "_average_model", None) if is_named(callback, "WeightAveraging") else None
+    return average if hasattr(average, "update_parameters") else None
+
+
+def _trains(run: RunView) -> set[int]:
+    return {id(run.index.parameters[name]) for name in run.trainable}
+
+
+class _Part:
+    """A model, or the average of one, that shows some of its parameters and all of its buffers."""
+
+    def __init__(self, whole: Any, module: Any, parameters: list[Any]) -> None:
+        self._whole, self._module, self._parameters = whole, module, parameters
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    @property
+    def module(self) -> _Part:
+        return self
+
+    def parameters(self) -> list[Any]:
+        return self._parameters
+
+    def buffers(self) -> Iterator[Any]:
+        buffers: Iterator[Any] = self._module.buffers()
+        return buffers
+
+
+@torch.no_grad()
 def _update(average: Any, view: Callable[[], RunView], model: Any) -> None:
-    type(average).update_parameters(average, model)
     run = view()
-    kept = [name for name in run.index.parameters if name not in run.trainable] + buffers_of(run.index, run.held)
-    frozen = {id(tensor) for tensor in tensors_of(run.index, kept).values()}
-    ours = chain(model.parameters(), model.buffers())
-    for mean, tensor in zip(chain(average.module.parameters(), average.module.buffers()), ours, strict=True):
-        if id(tensor) in frozen:
-            mean.copy_(tensor)
+    trains = _trains(run)
+    pairs = list(zip(average.module.parameters(), model.parameters(), strict=True))
+    means, ours = ([pair[place] for pair in pairs if id(pair[1]) in trains] for place in (0, 1))
+    type(average).update_parameters(_Part(average, average.module, means), _Part(model, model, ours))
+    held = {id(tensor) for tensor in tensors_of(run.index, buffers_of(run.index, run.held)).values()}
+    for mean, buffer in zip(average.module.buffers(), model.buffers(), strict=True):
+        if id(buffer) in held:
+            mean.copy_(buffer)
 
 
 def _as_defined(cls: type, method: str) -> Any:

@@ -167,6 +167,8 @@ class Session:
             self._calendar = calendar_of(trainer, len(trainer.optimizers))
         progress = Progress(epoch, trainer.global_step, self._total_steps, self._calendar)
         change = reconciler.reconcile(progress)
+        if change.unfrozen or change.frozen or not self._announced:
+            averaging.share(self._callbacks, trainer.lightning_module, reconciler.view)
         if self._compiling is not None and (change.unfrozen or change.frozen):
             self._compiling.changed({name: reconciler.index.parameters[name] for name in change.unfrozen})
         self.next_step = reconciler.next_step()

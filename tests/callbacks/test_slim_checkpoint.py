@@ -5,19 +5,24 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import pytest
+import slim_worker
 import torch
 from helpers import Batches, fit, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_ranks
 from resuming import STAGES, Net, StatefulLoader, differences, everything
 from torch import nn
 
 from lightning_freeze import (
     AnchorWeights,
     FreezeLayers,
+    Freezer,
     GradualUnfreeze,
+    PlanError,
     ResumeError,
     SlimCheckpoint,
     merge_checkpoint,
@@ -203,3 +208,36 @@ def test_a_run_resumed_from_slim_checkpoints_ends_as_if_never_interrupted(name: 
     assert any(KEY in torch.load(file, weights_only=True) for file in files)
     for file in files[:-1]:
         assert not differences(expected, everything(run(tmp_path, ckpt_path=file)))
+
+
+def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_file_before(tmp_path: Path) -> None:
+    run_ranks("slim_worker.py", tmp_path, ranks=1, killed=True)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 1, "the second of three saves"
+    assert KEY in last
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = everything(slim_worker.train(tmp_path))
+        assert not differences(expected, everything(slim_worker.train(tmp_path, ckpt_path=tmp_path / "last.ckpt")))
+
+
+def test_optimizer_state_kept_for_what_was_frozen_is_in_the_file_and_dropped_state_is_not(tmp_path: Path) -> None:
+    sizes = {}
+    for place in ("keep", "drop"):
+        freezing = FreezeLayers("body", start=1, optimizer_state=place, verbose=False)  # type: ignore[arg-type]
+        sizes[place] = saved(tmp_path / place, [freezing, SlimCheckpoint()])[1].stat().st_size
+    moments = 2 * sum(p.nbytes for p in Wide().body.parameters())
+    assert moments < sizes["keep"] - sizes["drop"] < 1.1 * moments
+
+
+def test_sharded_checkpoints_stay_whole_with_a_warning_and_a_plain_loop_is_refused() -> None:
+    strategy = type("ModelParallelStrategy", (), {"restore_checkpoint_after_setup": True, "is_global_zero": True})()
+    running = trainer([slim := SlimCheckpoint()])
+    with (
+        mock.patch.object(type(running), "strategy", strategy),
+        mock.patch.object(type(slim).__mro__[1], "on_fit_start"),
+        pytest.warns(UserWarning, match="SlimCheckpoint: under ModelParallelStrategy checkpoints stay whole"),
+    ):
+        slim.on_fit_start(running, Wide())
+    with pytest.raises(PlanError, match="SlimCheckpoint works through the hooks of a Trainer"):
+        Freezer(Wide(), [SlimCheckpoint()])

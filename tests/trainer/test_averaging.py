@@ -164,3 +164,36 @@ def test_the_mean_of_what_is_frozen_is_its_value() -> None:
     behind = moved(means.seen[2], weights.seen[2])
     assert "head.weight" in behind
     assert not any(name.startswith("mid") for name in behind)
+
+
+@pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="an older Lightning")
+def test_an_average_holds_and_saves_only_what_trains_on_top_of_the_model(tmp_path: Path) -> None:
+    def nbytes(*states: dict[str, torch.Tensor]) -> int:
+        storages = {value.untyped_storage().data_ptr(): value.nbytes for state in states for value in state.values()}
+        return sum(storages.values())
+
+    def more(run: Any, net: nn.Module) -> tuple[int, int]:
+        run.save_checkpoint(path := tmp_path / "some.ckpt")
+        saved, model = torch.load(path), dict(net.named_parameters())
+        average = dict(run.callbacks[0]._average_model.module.named_parameters())
+        states = [{name: saved[key][name] for name in model} for key in ("state_dict", "current_model_state")]
+        return nbytes(model, average) - nbytes(model), nbytes(*states) - nbytes(model)
+
+    seen = Spy("on_train_batch_end", more)
+    callbacks = [pl.callbacks.EMAWeightAveraging(decay=0.7), GradualUnfreeze(["head", "mid", "stem"], verbose=False)]
+    fit(model := ContractNet(), [*callbacks, seen], limit_val_batches=1)
+    parts = [sum(p.nbytes for p in getattr(model, part).parameters()) for part in ("head", "mid", "stem")]
+    assert seen.seen[::2] == [(sum(parts[: k + 1]),) * 2 for k in range(3)], "in memory, and in the file"
+
+
+@pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="an older Lightning")
+def test_an_average_that_shares_tensors_never_writes_to_a_frozen_one() -> None:
+    class Signed(ContractNet):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.no_grad():
+                self.mid[0].weight.fill_(-0.0)  # a running average would turn it into 0.0
+
+    callbacks = [pl.callbacks.EMAWeightAveraging(decay=0.7), FreezeLayers("mid", verbose=False)]
+    fit(model := Signed(), callbacks, epochs=2)
+    assert bool(model.mid[0].weight.signbit().all())
