@@ -30,6 +30,7 @@ from lightning_freeze import (
     freeze,
 )
 from lightning_freeze.auditing.violations import audit
+from lightning_freeze.trainer.session import last_session
 
 Fault = Callable[[pl.Trainer, Net], Any]
 
@@ -348,3 +349,14 @@ def test_a_plain_loop_is_audited_by_a_function() -> None:
     found = {one.name: one.found for one in audit(model, [optimizer], before)}
     assert set(found) == {"1.running_mean", "0.weight", "0.bias"}
     assert found["0.bias"] == "is frozen and in group '1' of optimizer 0 (SGD)"
+
+
+def test_a_run_that_breaks_off_is_closed_also_where_nothing_else_is_beside_the_audit() -> None:
+    class Breaks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise KeyError("broken")
+
+    running = trainer([FreezeAudit()], 1)
+    with pytest.raises(KeyError, match="broken"):
+        running.fit(Breaks(), Batches(1), Batches(1))
+    assert last_session(running).over

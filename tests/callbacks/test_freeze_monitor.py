@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_freeze import FreezeLayers, FreezeMonitor, GradualUnfreeze, LayerAdaptiveLR, LayerwiseLR, PlanError
+from lightning_freeze.callbacks.freeze_monitor import _time
 from lightning_freeze.engine.reconciler import Reconciler
 from lightning_freeze.report import plot as picture
 from lightning_freeze.report.timeline import Timeline
@@ -177,3 +179,8 @@ def test_what_cannot_be_drawn_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PlanError, match=r"needs matplotlib, which is not installed.\n  pip install"):
         FreezeMonitor(plot="run.png")
     FreezeMonitor()
+
+
+@pytest.mark.parametrize(("batches", "batch", "time"), [(1, 0, 2.0), (1, 1, 3.0), (4, 1, 2.25), (float("inf"), 7, 2.0)])
+def test_time_is_in_epochs_with_the_part_of_the_present_one(batches: float, batch: int, time: float) -> None:
+    assert _time(SimpleNamespace(num_training_batches=batches, current_epoch=2), batch) == time

@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from helpers import NeverTrains, fit, moved, tensors
+from layered import Layered, running
 from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, NAdam, RMSprop
-from views import Layered, running
 
 from lightning_freeze import GradualUnfreeze, LayerwiseLR, PlanError, RotatingUnfreeze
 from lightning_freeze.engine.context import Context
+from lightning_freeze.schedule.calendar import Calendar
 from lightning_freeze.schedule.moments import Progress
 
 FIVE = [f"layers.{k}" for k in (4, 3, 2, 1, 0)]  # the head first
@@ -182,3 +183,13 @@ def test_rates_per_layer_and_other_stages_go_along() -> None:
     # 0, 1, 2 while these are still frozen, then 3, 0, 1
     assert steps.moved[:6] == [["layers.4"]] * 6
     assert steps.moved[6::2] == [["layers.3", "layers.4"], ["layers.0", "layers.4"], ["layers.1", "layers.4"]]
+
+
+@pytest.mark.parametrize(("end", "missing"), [(10, 1), (11, 0)])
+def test_a_round_that_will_not_be_finished_is_foreseen_where_the_length_is_known(end: int, missing: int) -> None:
+    rotating = RotatingUnfreeze(["head", "layers", "stem"], every_n_train_steps=5, order="descending")
+    with running([rotating]):
+        said = rotating.foreseen(Progress(calendar=Calendar([(0, 10)], end)))
+        assert len(said) == missing
+        assert all(f"after {end} optimizer steps, before the first round does, with 1 of 3" in text for text in said)
+        assert rotating.foreseen(Progress()) == []

@@ -408,3 +408,10 @@ def test_a_length_that_is_not_used_is_said_under_the_table(capsys: pytest.Captur
 def test_arguments_that_cannot_work_are_refused(options: Any, message: str) -> None:
     with pytest.raises(PlanError, match=f"StageSchedule: .*{message}"):
         StageSchedule(**options)
+
+
+def test_a_first_beta_of_0_is_no_momentum() -> None:
+    model = Net(lambda m: torch.optim.AdamW(m.parameters(), lr=LR, betas=(0.0, 0.99)))
+    seen = Spy("on_before_optimizer_step", lambda running, _: running.optimizers[0].param_groups[0]["betas"])
+    fit(model, [StageSchedule(verbose=False), seen], epochs=1, steps=4)
+    assert set(seen.seen) == {(0.0, 0.99)}

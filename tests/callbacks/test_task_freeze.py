@@ -421,3 +421,10 @@ def test_a_run_resumed_between_its_steps_ends_as_if_never_interrupted(tmp_path: 
     assert_same(model, whole)
     one, other = (state_by_name(each, each.lightning_module) for each in (expected, resumed))
     assert all(torch.equal(value, other[name][key]) for name in one for key, value in one[name].items())
+
+
+def test_the_table_of_tasks_is_printed_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    run(TwoTasks(), Batches("a"), TaskFreeze(TASKS))
+    assert "in_a" in capsys.readouterr().out
+    run(TwoTasks(), Batches("a"), task_freeze())
+    assert "in_a" not in capsys.readouterr().out

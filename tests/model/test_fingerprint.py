@@ -289,3 +289,9 @@ def test_small_tensors_hashed_together_have_the_hashes_that_they_have_alone(dtyp
     others = [dense[3].t(), dense[6].expand(3, 64), dense[7][:, 1:3]]
     tensors = {str(place): tensor for place, tensor in enumerate([*dense, *others] * 3)}
     assert hashes_of(tensors) == {name: int(tensor_hash(tensor)) % (1 << 64) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_small_tensors_of_rare_dtypes_have_the_hash_that_they_have_alone(dtype: torch.dtype) -> None:
+    tensors = {"rare": some(dtype, 3), "plain": some(torch.float32, 3), "turned": some(torch.float32, 3, 4).t()}
+    assert hashes_of(tensors) == {name: hashed(tensor) % (1 << 64) for name, tensor in tensors.items()}

@@ -99,3 +99,26 @@ def test_what_is_not_written_keeps_its_version() -> None:
         model(torch.ones(1, 2))
 
     assert [p._version for p in model.parameters()] == versions
+
+
+def test_one_entry_of_many_and_what_lies_in_it_are_put_back() -> None:
+    model = nn.Linear(2, 1)
+    rows, first, kept = [[1], [2]], [1], {"a": [1], "b": [2]}
+    rows[0] = first
+    model.rows, model.kept = rows, kept
+    with undone(model):
+        model.rows[0] = [9]
+        model.rows[1].append(3)
+        model.kept["b"] = [9]
+    assert (model.rows is rows, rows) == (True, [[1], [2]])
+    assert rows[0] is first
+    assert kept == {"a": [1], "b": [2]}
+
+
+def test_a_very_long_list_is_put_back_but_not_what_lies_in_it() -> None:
+    model = nn.Linear(2, 1)
+    model.rows = [[place] for place in range(3000)]
+    with undone(model):
+        model.rows[0].append(1)
+        model.rows[1] = []
+    assert model.rows[:2] == [[0, 1], [1]]

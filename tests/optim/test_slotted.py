@@ -225,3 +225,24 @@ def test_number_order_and_names_of_slots_are_the_same_in_every_epoch() -> None:
     assert len(names) == 5
     assert names["mid"] == pytest.approx(0.05)
     assert names["mid.0"] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("placement", ["keep", "cpu", "drop"])
+def test_other_state_takes_the_place_of_what_is_set_aside_and_of_nothing_else(placement: Any) -> None:
+    weight, bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = AdamW([weight, bias], lr=0.1)
+    weight.grad, bias.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    slotted = SlottedOptimizer(optimizer, [], lambda p: "w" if p is weight else "b", {}, {})
+    slotted.refill([], {"w": placement})
+    slotted.set_state("w", {"exp_avg": torch.full((2,), 7.0)})
+    state = slotted.state_of("w")
+    if placement == "drop":
+        assert state is None
+    else:
+        assert state is not None
+        assert torch.equal(state["exp_avg"], torch.full((2,), 7.0))
+    slotted.set_state("b", None)
+    assert slotted.state_of("b") is None
+    slotted.set_state("w", None)
+    assert slotted.state_of("w") is None

@@ -109,3 +109,9 @@ def test_counters_of_a_group_are_put_back_and_none_leaves_them() -> None:
     set_counters(group, {"step": 2})
     assert group == {"lr": 0.1, "step": 2}
     assert "weight_sum" in COUNTERS
+
+
+def test_the_trial_parameter_has_24_elements_of_the_dtype_that_is_asked_for() -> None:
+    found = state_after_step(AdamW([parameter()]), torch.bfloat16)
+    assert found is not None
+    assert (found["exp_avg"].numel(), found["exp_avg"].dtype) == (24, torch.bfloat16)

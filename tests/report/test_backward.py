@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from views import Layered, running
+from layered import Layered, running
 
 from lightning_freeze import FreezeLayers, GradualUnfreeze
 from lightning_freeze.report.backward import backward_remarks

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
-from lightning_freeze.report.plot import _changes, draw
+from lightning_freeze.report.plot import _changes, _unfreezings, draw
 from lightning_freeze.report.timeline import Sample, Timeline
 
 
@@ -33,3 +34,11 @@ def test_each_change_after_the_start_is_a_line_unless_there_are_too_many(changes
     samples = [Sample(float(time), time, [0.1], 1, time % 2 == 0) for time in range(2 * changes + 1)]
     found = _changes(Timeline("Net", ["a"], [1], 1, samples, 2.0 * changes))
     assert found == [2.0 * place for place in range(1, lines + 1)]
+
+
+def test_a_change_in_the_first_batch_is_marked_and_the_state_at_the_start_is_not() -> None:
+    rates: list[list[float | None]] = [[0.1, None], [0.1, 0.1], [None, 0.1]]
+    samples = [Sample(float(time), time, rates[time], 1, True) for time in range(3)]
+    top = Figure().add_subplot()
+    _unfreezings(top, Timeline("Net", ["a", "b"], [1, 1], 2, samples, 3.0), points=20)
+    assert [marks.get_offsets().tolist() for marks in top.collections] == [[[1.0, 1.0]], [[2.0, 0.0]]]

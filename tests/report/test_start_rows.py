@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from views import Layered, running
+from layered import Layered, running
 
 from lightning_freeze import BatchNormEval, FreezeLayers, GradualUnfreeze, LayerwiseLR
 from lightning_freeze.report.start_rows import Facts, Part, grouped, parts_of

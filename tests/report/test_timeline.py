@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from views import Layered, running
+from layered import Layered, running
 
 from lightning_freeze import GradualUnfreeze, GroupOptions, LayerwiseLR
 from lightning_freeze.report.timeline import Sample, Timeline, stage_members, stage_names, stage_rates

@@ -55,3 +55,9 @@ def test_stages_freeze_from_the_input_without_gaps_and_never_the_last() -> None:
     assert converged([1, 1], [1.0, 2.0], 100) == 1
     assert converged([1.0], [1.0], 100) == 0
     assert converged([0.0, 0.0], [1.0, 1.0], 50) == 0
+
+
+def test_a_percentile_is_linear_between_two_values() -> None:
+    assert percentile([10.0, 0.0], 50) == 5.0
+    assert percentile([1.0, 2.0, 3.0, 4.0, 5.0], 30) == 2.2
+    assert percentile([3.0], 99) == 3.0

@@ -127,3 +127,8 @@ def test_moments_read_well() -> None:
         "25% (step 3)",
     ]
     assert Moment(0.25, "fraction").text() == "25%"
+
+
+@pytest.mark.parametrize("span", [(0, 1), (0.0, 0.5), [0.2, 1.0]])
+def test_a_part_of_the_run_from_its_first_to_its_last_step_is_a_span(span: Any) -> None:
+    check_span(span, "me")

@@ -41,3 +41,12 @@ def test_momentum_falls_while_the_rate_rises() -> None:
     momenta = [curve.momentum_at(step, 10, 0.85, 0.95) for step in range(11)]
     assert momenta[0] == momenta[10] == 0.95
     assert min(momenta) == momenta[5] == 0.85
+
+
+@pytest.mark.parametrize(
+    ("shape", "quarter"),
+    [("linear", 0.65), ("cosine", 0.65), ("one_cycle", 0.2 + 1.8 * (1 - 0.5**0.5) / 2), ("slanted_triangular", 0.65)],
+)
+def test_a_quarter_of_the_way_up_is_on_a_line_but_for_one_cycle(shape: str, quarter: float) -> None:
+    curve = Curve(shape, warmup=0.2, start=0.1, peak=2.0, final=0.05)
+    assert curve.at(5, 100) == pytest.approx(quarter, rel=1e-12)

@@ -39,6 +39,18 @@ def test_a_container_of_blocks_is_opened_and_a_block_stays_whole() -> None:
     assert found[1].size == sum(parameter.numel() for parameter in Block().parameters())
 
 
+def test_a_block_without_another_of_its_class_does_not_repeat() -> None:
+    class Neck(Block):
+        pass
+
+    model = nn.ModuleDict({"neck": Neck(4), "body": nn.ModuleList([Block(32), Block(32)]), "head": nn.Linear(8, 2)})
+    found = {unit.labels[0]: unit.repeats for unit in units(model)}
+    assert found == {"neck": False, "body.0": True, "body.1": True, "head": False}
+    small = [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)]  # lists say nothing by their class
+    model = nn.ModuleDict({"a": small[0], "body": nn.ModuleList([Block(32), Block(32)]), "b": small[1]})
+    assert [unit.repeats for unit in units(model)] == [False, True, True, False]
+
+
 def test_every_parameter_is_in_exactly_one_unit_a_tied_one_where_it_is_used_first() -> None:
     class Language(nn.Module):
         def __init__(self) -> None:

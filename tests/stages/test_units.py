@@ -57,6 +57,7 @@ class TestLevel:
         assert merge([level("a"), level("n", weights=0)]).is_layer
         assert not level("n", weights=0).is_layer
         assert not level("block", block=True).is_layer
+        assert not merge([level("a"), level("block", block=True)]).is_layer
         assert not Level.of([replace(PLAIN, listed=True)]).is_layer
 
     def test_masks_are_united(self) -> None:

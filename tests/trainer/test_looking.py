@@ -363,3 +363,16 @@ class TestResume:
             trainer([GradualUnfreeze(["head", "stem"], verbose=False)], 4, limit_val_batches=0).fit(
                 Net(), Batches(2), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False
             )
+
+
+def test_a_penalty_of_the_slope_does_not_hide_the_order_of_the_layers() -> None:
+    class Turned(Penalty):
+        def __init__(self) -> None:
+            super().__init__()
+            stem, mid, head = self.stem, self.mid, self.head
+            del self.stem, self.mid, self.head
+            self.head, self.mid, self.stem = head, mid, stem  # registered against the order of use
+
+    gradual = GradualUnfreeze("auto", verbose=False)
+    trainer([gradual], 3, limit_val_batches=0).fit(Turned(), Batches(3))
+    assert [patterns for _, patterns in gradual.signature] == [["head"], ["mid"], ["stem"]]

@@ -11,7 +11,8 @@ import pytest
 from helpers import STAGES, Batches, Net, Spy, fit, trainer
 
 from lightning_freeze import FreezeLayers, GradualUnfreeze, LayerwiseLR, PlanError, ResumeError
-from lightning_freeze.trainer.session import Session, last_session, session_of
+from lightning_freeze.schedule.moments import Progress
+from lightning_freeze.trainer.session import Session, last_moment, last_session, session_of
 
 
 def test_all_callbacks_of_a_fit_share_one_session_and_the_next_fit_has_another() -> None:
@@ -69,3 +70,27 @@ def test_a_checkpoint_without_these_callbacks_says_which_are_missing() -> None:
     fit(Net(), [FreezeLayers("stem", verbose=False), LayerwiseLR(multipliers={"head": 0.5}), seen], epochs=1)
     with pytest.raises(ResumeError, match=r"without FreezeLayers, LayerwiseLR.*\n.*weights only"):
         seen.seen[0].load({})
+
+
+def test_a_step_trigger_is_due_at_the_start_of_an_accumulation_window_only() -> None:
+    def look(running: Any, _: Any) -> Any:
+        batch = running.fit_loop.epoch_loop.batch_progress.current.ready - 1
+        return batch, session_of(running).step_is_due(running, batch)
+
+    callbacks = [Spy("on_train_batch_start", look), GradualUnfreeze(STAGES, every_n_train_steps=1, verbose=False)]
+    fit(Net(), callbacks, epochs=1, steps=6, accumulate_grad_batches=2)
+    assert callbacks[0].seen == [(0, False), (1, False), (2, True), (3, False), (4, True), (5, False)]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [({}, (2, 5, 6)), ({"accumulate_grad_batches": 2}, (2, 2, 3)), ({"max_steps": 3}, (1, 2, 3)),
+     ({"fast_dev_run": True}, None), ({"max_epochs": -1}, None)],
+)  # fmt: skip
+def test_the_last_moment_of_a_run_is_in_its_last_epoch(options: Any, last: Any) -> None:
+    def look(running: Any, _: Any) -> Any:
+        running.should_stop = True
+        return last_moment(running)
+
+    fit(Net(), [seen := Spy("on_train_start", look)], **({"epochs": 3} | options))
+    assert seen.seen == [None if last is None else Progress(*last)]
