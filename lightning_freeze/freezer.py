@@ -223,7 +223,7 @@ class Freezer:
 def _check(policies: Sequence[Any], optimizers: Sequence[Optimizer], total_steps: int | None) -> None:
     for policy in policies:
         if not isinstance(policy, Policy):
-            raise PlanError(f"Freezer: {type(policy).__name__} is no callback of lightning_freeze")
+            raise PlanError(f"Freezer: {type(policy).__name__} is not a callback of lightning_freeze")
         if isinstance(policy, FreezeCallback) and policy.needs_trainer:
             raise PlanError(
                 f"Freezer: {policy.title} works through the hooks of a Trainer, and a loop without one does not call "

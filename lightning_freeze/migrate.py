@@ -222,7 +222,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"schedule {path} cannot be read: {error}") from error
     if not isinstance(found, Mapping):
-        raise PlanError(f"schedule {path} is no schedule of finetuning-scheduler: it holds no phases 0, 1, 2, ...")
+        raise PlanError(f"schedule {path} is not a schedule of finetuning-scheduler: it has no phases 0, 1, 2, ...")
     return found
 
 

@@ -137,7 +137,7 @@ def test_a_model_without_parameters_has_none(capsys: pytest.CaptureFixture[str])
         (["torchvision:resnet9000"], "resnet9000"),
         (["nowhere.at.all:thing"], "nowhere"),
         (["collections:OrderedDict"], "not a torch.nn.Module"),
-        (["torchvision:resnet18", "--input", "big"], "is no shape"),
+        (["torchvision:resnet18", "--input", "big"], "is not a shape"),
         (["torchvision:resnet18", "--input", "1x4"], "raised RuntimeError"),
         (["torchvision:resnet18", "--input", "999999999x999999"], "--input 999999999x999999 cannot be made"),
         (["torchvision:resnet18", "--max-stages", "0"], "at least 1"),

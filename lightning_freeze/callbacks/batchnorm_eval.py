@@ -87,7 +87,7 @@ class BatchNormEval(FreezeCallback):
         if not (self.memory_efficient and self._own):
             return []
         return [
-            f"{self.title}: memory_efficient leaves {len(self._own)} layers as they are, which are no BatchNorm with "
+            f"{self.title}: memory_efficient leaves {len(self._own)} layers as they are, which are not BatchNorm with "
             f"running statistics or have a forward of their own ('{self._own[0]}')."
         ]
 

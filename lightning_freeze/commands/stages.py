@@ -77,8 +77,8 @@ def _parse_input(part: str, written: str) -> Input:
     named = name.isidentifier() or "=" not in written
     if not named or not all(number.isdigit() for number in numbers):
         raise PlanError(
-            f"--input {written} is no shape.\n  Write the sizes with x between them, for example 1x3x224x224, or each "
-            "input with its name and dtype: input_ids=1x128:int64,attention_mask=1x128:int64"
+            f"--input {written} is not a shape.\n  Write the sizes with x between them, for example 1x3x224x224, or "
+            "each input with its name and dtype: input_ids=1x128:int64,attention_mask=1x128:int64"
         )
     return Input(name, [int(number) for number in numbers], dtype or "float32")
 
@@ -91,7 +91,7 @@ def _example(inputs: list[Input], written: str) -> Any:
     for one in inputs:
         dtype = getattr(torch, one.dtype, None)
         if not isinstance(dtype, torch.dtype):
-            raise PlanError(f"--input {written}: {one.dtype} is no dtype of torch, such as float32, int64 or bool")
+            raise PlanError(f"--input {written}: {one.dtype} is not a dtype of torch, such as float32, int64 or bool")
         try:
             made[one.name] = torch.full(one.sizes, "mask" in one.name, dtype=dtype)
         except RuntimeError as error:

@@ -74,7 +74,7 @@ def _check_term(term: str, text: str, owner: str) -> None:
         try:
             re.compile(term.removeprefix("re:"))
         except re.error as error:
-            raise PatternError(f"{owner}: pattern '{text}' is no regular expression: {error}") from None
+            raise PatternError(f"{owner}: pattern '{text}' is not a valid regular expression: {error}") from None
 
 
 def as_strings(patterns: Patterns) -> list[str]:

@@ -29,7 +29,7 @@ def check_option(option: Any, owner: str) -> None:
             "  Use LayerwiseLR(multipliers={'pattern': factor}), which LR schedulers go on scaling"
         )
     if not isinstance(option, str) or not option or option in _OF_THE_GROUP:
-        raise PlanError(f"{owner}: {option!r} is no option of an optimizer, such as weight_decay")
+        raise PlanError(f"{owner}: {option!r} is not an option of an optimizer, such as weight_decay")
 
 
 def check_options(optimizer: Optimizer, place: int, options: Mapping[str, Any], owner: str) -> None:

@@ -21,7 +21,11 @@ def read(file: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise PlanError(f"config {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlanError(f"config {file} is no YAML: {error}\n  Patterns with *, ? or ! need quotes in YAML") from error
+        raise PlanError(
+            f"config {file} is not valid YAML: {error}\n  Patterns with *, ? or ! need quotes in YAML"
+        ) from error
     if not isinstance(found, dict):
-        raise PlanError(f"config {file} is no config of LightningCLI: it holds a {type(found).__name__}, not options")
+        raise PlanError(
+            f"config {file} is not a config of LightningCLI: it holds a {type(found).__name__}, not options"
+        )
     return found

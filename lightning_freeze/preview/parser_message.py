@@ -79,7 +79,7 @@ def _named(leaf: _Leaf) -> str | None:
     if found := re.match(r"No module named '([^']+)'", text):
         return f"{where}{owner}: there is no module '{found[1]}'{_meant(found[1], (m.name for m in iter_modules()))}"
     if found := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
-        return f"{where}{found[1]} is no {found[2]}"
+        return f"{where}{found[1]} is not a {found[2]}"
     if found := re.match(r"Subcommand '\w+' does not accept option '([^']+)'", text):
         return f"there is no option '{found[1]}'{_meant_option(found[1])}"
     if found := re.match(r"[Uu]nrecognized arguments: --(\S+)", text):

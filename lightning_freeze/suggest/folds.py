@@ -49,8 +49,8 @@ class Folds:
     def _read(self, loader: Any) -> list[Any]:
         kept = list(islice(iter(loader), _KEPT))
         self.remarks.append(
-            f"The training loader is no plain DataLoader with its own order, so the first {len(kept)} batches were "
-            "read once, and the folds are made of whole batches."
+            f"The training loader is not a plain DataLoader with torch's own order, so the first {len(kept)} batches "
+            "were read once, and the folds are made of whole batches."
         )
         return kept
 

@@ -78,7 +78,7 @@ def package_of(module: Any) -> str:
     for package in PACKAGES:
         if any(origin.startswith(f"{package}.") for origin in origins):
             return package
-    raise PlanError(f"{type(module).__name__} is no LightningModule.\n  Give suggest a LightningModule")
+    raise PlanError(f"{type(module).__name__} is not a LightningModule.\n  Give suggest a LightningModule")
 
 
 def _length(options: Mapping[str, Any]) -> tuple[int, int]:

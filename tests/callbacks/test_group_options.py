@@ -142,7 +142,7 @@ def test_what_the_optimizer_does_not_take_is_refused_at_the_start(optimizers: An
         ({}, "must be a dict"),
         ({"head": {}}, "of 'head': {} must be a dict"),
         ({"head": {"lr": 0.1}}, r"'lr' is a learning rate.*\n  Use LayerwiseLR"),
-        ({"head": {"params": []}}, "'params' is no option"),
+        ({"head": {"params": []}}, "'params' is not an option"),
     ],
 )
 def test_what_can_be_no_option_is_refused_at_construction(options: Any, message: str) -> None:

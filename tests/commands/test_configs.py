@@ -76,7 +76,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("class_path: words_user.Net", "class_path: word_user.Net", ["there is no module 'word_user'", "words_user"]),
         ("max_epochs: 2", "max_epochs: many", ["trainer.max_epochs must be int, got many"]),
         ("model.0]", "model.0], patience: three", ["callbacks.GradualUnfreeze.patience must be int, got three"]),
-        ("lightning_freeze.GradualUnfreeze", "words_user.Net", ["trainer.callbacks: words_user.Net is no Callback"]),
+        ("lightning_freeze.GradualUnfreeze", "words_user.Net", ["trainer.callbacks: words_user.Net is not a Callback"]),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_config_is_one_line_and_what_was_meant(

@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_files_that_are_no_configs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read: No such file" in refused(capsys, "--config", str(tmp_path / "none.yaml"))
     for content, message in [
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML"),
         ("a: !b", "with *, ? or ! need quotes"),
         ("- 1", "it holds a list"),
         ("", "it holds a NoneType"),

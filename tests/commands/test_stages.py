@@ -41,7 +41,7 @@ def test_a_language_model_is_ordered_by_execution(model: str, written: str, caps
 
 @pytest.mark.parametrize(
     ("written", "said"),
-    [("1x8:int65", "int65 is no dtype of torch"), ("ids=1x8,3", "is no shape"), ("2 ids=1x8", "is no shape")],
+    [("1x8:int65", "int65 is not a dtype of torch"), ("ids=1x8,3", "is not a shape"), ("2 ids=1x8", "is not a shape")],
 )
 def test_what_cannot_be_an_input_ends_in_status_2(
     model: str, written: str, said: str, capsys: pytest.CaptureFixture[str]

@@ -124,7 +124,7 @@ def test_patterns_of_another_kind_are_refused_at_construction(make: Any, wrong: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FreezeLayers("re:("), "FreezeLayers: pattern 're:\\(' is no regular expression"),
+        (lambda: FreezeLayers("re:("), "FreezeLayers: pattern 're:\\(' is not a valid regular expression"),
         (lambda: GradualUnfreeze(["head", "kind:nrm"]), "GradualUnfreeze stage 1: .*Kinds: bias, embedding, norm"),
         (lambda: LayerwiseLR(multipliers={"head &": 2.0}), "LayerwiseLR multipliers: .*nothing on one side of '&'"),
         (lambda: FreezeAudit(ignore="kind:x"), "FreezeAudit ignore: pattern 'kind:x'"),

@@ -274,7 +274,7 @@ class TestErrors:
             select(RESNET, "!fc")
 
     def test_what_is_no_regular_expression_says_why(self) -> None:
-        with pytest.raises(PatternError, match=r"pattern 're:\(' is no regular expression: missing \)"):
+        with pytest.raises(PatternError, match=r"pattern 're:\(' is not a valid regular expression: missing \)"):
             select(RESNET, "re:(")
 
     @pytest.mark.parametrize("patterns", [None, 3, ["fc", 3]])

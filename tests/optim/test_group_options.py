@@ -25,7 +25,7 @@ def test_rates_are_no_options(option: str) -> None:
 
 @pytest.mark.parametrize("option", ["params", "param_names", "name", "", 3])
 def test_what_a_group_is_made_of_is_no_option(option: Any) -> None:
-    with pytest.raises(PlanError, match="is no option of an optimizer, such as weight_decay"):
+    with pytest.raises(PlanError, match="is not an option of an optimizer, such as weight_decay"):
         check_option(option, "owner")
     check_option("weight_decay", "owner")
 

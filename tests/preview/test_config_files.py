@@ -15,7 +15,9 @@ def test_the_options_of_a_file_are_read(tmp_path: Path) -> None:
     assert read(tmp_path / "a.yaml") == {"trainer": {"max_epochs": 3}}
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: *b", "is no YAML"), ("- a", "holds a list"), ("", "NoneType")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: *b", "is not valid YAML"), ("- a", "holds a list"), ("", "NoneType")]
+)
 def test_what_holds_no_options_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(PlanError, match=message):

@@ -67,7 +67,7 @@ def test_hooks_of_the_data_module_are_called_in_trials() -> None:
 @pytest.mark.parametrize(
     ("module", "data", "options", "message"),
     [
-        (nn.Linear(1, 1), None, OPTIONS, "Linear is no LightningModule"),
+        (nn.Linear(1, 1), None, OPTIONS, "Linear is not a LightningModule"),
         (DigitNet(), Digits(), {"accelerator": "cpu"}, "the run has no length: max_epochs=None"),
         (DigitNet(), Digits(), {"max_epochs": -1, "accelerator": "cpu"}, "the run has no length"),
         (DigitNet(), Digits(1), OPTIONS, "has 1 examples, and at least 2 are needed"),
