@@ -50,6 +50,7 @@ class Kind:
     """What operations of many steps have in common.
 
     Attributes:
+        key: all of this.
         name: of the module it comes from.
         born: the step that it was first seen in; nothing is kept of it before the next.
         token: of the part's state, 0 for a function.
@@ -62,6 +63,7 @@ class Kind:
         barred: it is not kept.
     """
 
+    key: Hashable
     name: str
     born: int
     token: int = 0

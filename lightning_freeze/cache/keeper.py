@@ -37,22 +37,19 @@ class Keeper:
         rows = rows_first(value, node.facts.rows_dim)
         self._try_fewer(node, look, rows)
         shelf.learn(look, rows)
-        if shelf.wrong:
-            self._library.warn(f"FeatureCache does not keep all that it could: {shelf.wrong}.")
 
     def _try_fewer(self, node: Node, look: Lookup, rows: Tensor) -> None:
         """Compute the missing rows on their own, where a smaller batch may give the bits of the whole one."""
         if not look.missing or not look.usable() or (few := look.fewer()) is None:
             return
-        index, size = look.shelf.index, len(look.keys)
-        if index.same(few, size):
+        if look.shelf.index.same(few, len(look.keys)):
             return
+        values: Tensor | None
         try:
             values = self._work.some(node, look.filled(few))[: len(look.missing)]
         except Exception:  # a function with the size of the batch in it
-            index.refuse(few, size)
-            return
-        look.shelf.tried(few, values, rows[look.missing], size)
+            values = None
+        look.shelf.tried(look, few, values, rows[look.missing])
 
 
 def _mark(node: Node) -> None:

@@ -22,16 +22,16 @@ class Lookups:
         self._found: dict[Any, Lookup | None] = {}
         self._keys: dict[Any, list[Key]] = {}
 
-    def look(self, kind: Kind, place: int, leaves: tuple[Leaf, ...], rows: int) -> Lookup | None:
-        """What is known of the rows of a result."""
+    def look(self, kind: Kind, place: int, leaves: tuple[Leaf, ...], op: Op) -> Lookup | None:
+        """What is known of the rows of a result, of an operation or of what is made of it."""
         key = kind, place, leaves
         if key not in self._found:
-            shelf, known = kind.shelves.get(place), kind.facts.get(rows)
+            shelf, known = kind.shelves.get(place), kind.facts.get(op.rows)
             self._found[key] = None
             if shelf is not None and known is not None:
                 whole = known[0][place].rows_dim is None
-                size = 1 if whole else rows
-                look = self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole))
+                size, mode = 1 if whole else op.rows, op.conditions[0] + 2 * op.conditions[1]
+                look = self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole), mode)
                 self.rows, self.found = self.rows + size, self.found + len(look.known)
         return self._found[key]
 
@@ -40,7 +40,7 @@ class Lookups:
         at = node.op.kind, node.place, node.op.leaves
         if anew and self._found.get(at) is None:
             self._found.pop(at, None)
-        return self.look(*at, node.op.rows)
+        return self.look(*at, node.op)
 
     def _keys_of(self, leaves: tuple[Leaf, ...], rows: int, whole: bool) -> list[Key]:
         key = leaves, whole
@@ -62,7 +62,7 @@ class Lookups:
             if at is None:  # it hangs on more than is known by now
                 perhaps = perhaps or bool(shelf.store.bytes)
                 continue
-            look = self.look(kind, place, tuple(op.leaves[k] for k in at), op.rows)
+            look = self.look(kind, place, tuple(op.leaves[k] for k in at), op)
             if look is not None and (places := look.filling()) is not None:
                 for leaf in op.leaves:
                     leaf.secure(places)

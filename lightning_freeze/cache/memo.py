@@ -18,7 +18,7 @@ from lightning_freeze.cache.eligible import Eligible
 from lightning_freeze.cache.lazy import spare_from_compiler
 from lightning_freeze.cache.library import Library, describe
 from lightning_freeze.cache.parts import Part, entries
-from lightning_freeze.cache.row_store import Storage
+from lightning_freeze.cache.row_store import Room
 from lightning_freeze.cache.step import Step
 from lightning_freeze.cache.trees import Unknown, flatten
 from lightning_freeze.cache.worth import Worth
@@ -32,13 +32,14 @@ class FrozenMemo:
 
     Args:
         model: the module that is trained; everything below it is looked at.
-        storage: where rows are kept, and how many.
+        room: where rows are kept, and how many.
         verify: compare stored rows with computed ones before they are used, once per result and batch size.
         say: is told what is kept, a line at a time.
         warn: is told what is not, and why.
 
     Examples:
         >>> import torch
+        >>> from lightning_freeze.cache.row_store import Storage
         >>> model = nn.Sequential(nn.Linear(8, 16).requires_grad_(False).eval(), nn.Linear(16, 2))
         >>> memo = FrozenMemo(model, Storage(1 << 20), say=lambda text: None)
         >>> batch = torch.randn(4, 8)
@@ -51,7 +52,7 @@ class FrozenMemo:
     def __init__(
         self,
         model: nn.Module,
-        storage: Storage,
+        room: Room,
         verify: bool = True,
         say: Callable[[str], None] = print,
         warn: Callable[[str], None] = print,
@@ -60,7 +61,7 @@ class FrozenMemo:
         self.off = ""
         self.rows = self.hits = 0
         self._warned: set[str] = set()
-        self._library = Library(storage, verify, self._warn_once)
+        self._library = Library(room, verify, self._warn_once, {"model": type(model).__name__})
         self._index = ModelIndex(model)
         self._parameters = list(self._index.parameters.values())
         self._flags: list[bool] = []
@@ -94,6 +95,7 @@ class FrozenMemo:
         try:
             with self._standing_before():
                 result = self._run(own, step, args, kwargs)
+                self._say_dropped(self._library.publish())
         finally:
             self.rows, self.hits = self.rows + own.lookups.rows, self.hits + own.work.hits
             self._step = None
@@ -186,14 +188,16 @@ class FrozenMemo:
     def _after(self) -> None:
         tokens = {token for part in self._parts.values() for token in part.tokens()}
         if gone := self._tokens - tokens:
-            dropped = self._library.drop(lambda kind: kind.token in gone)
-            if dropped:
-                self.say("FeatureCache: the frozen part was changed by somebody else; the rows of it are dropped")
+            self._say_dropped(self._library.drop(lambda kind: kind.token in gone))
         self._tokens = tokens
         names = {shelf.name for shelf in self._library.shelves if shelf.store.bytes and not shelf.wrong}
         for name in sorted(names - self._told):
             self.say(f"FeatureCache: what comes out of '{name}' is kept")
         self._told |= names
+
+    def _say_dropped(self, kinds: int) -> None:
+        if kinds:
+            self.say("FeatureCache: the frozen part was changed by somebody else; the rows of it are dropped")
 
     # ---- modules, as they are called in a step
 
@@ -222,12 +226,20 @@ class FrozenMemo:
             again: rows of the next epoch may have come before; else it goes on with the round of epochs.
         """
         self._new_epoch = True
+        self.publish()
         if again and not self.off and self._library.epoch_end():
             self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
         self._worth.epoch_start(self._library.began_with_rows)
 
+    def publish(self) -> None:
+        """Show other processes what came in."""
+        if self._eligible is not None and self._library.pending:
+            with self._standing_before():
+                self._say_dropped(self._library.publish(hurry=True))
+
     def forget(self) -> None:
         """Drop all rows and all that is known; the next step looks anew."""
+        self.publish()
         self.report()
         self._library.clear()
         self._parts, self._eligible = {}, None
@@ -260,6 +272,7 @@ class FrozenMemo:
     def close(self) -> None:
         """Give memory and files back. A closed memo runs steps as they are."""
         self.forget()
+        self._library.room.close()
         self.off = self.off or "closed"
 
 

@@ -61,7 +61,7 @@ class Seen:
     final: bool = True
     looks: bool = False
     codes: dict[Any, Any] = field(default_factory=dict)
-    depends: list[Callable[[], bool]] = field(default_factory=list)
+    depends: list[Unchanged] = field(default_factory=list)
 
 
 class Probe(Tensor):
@@ -131,11 +131,13 @@ class _Watcher:
             if picture(values.get(name), depth) != before:
                 self.flaw(f"changes '{name}', which lies outside of it")
             else:
-                self.seen.depends.append(_Unchanged(values, name, depth, before))
+                self.seen.depends.append(Unchanged(values, name, depth, before))
 
 
 @dataclass(frozen=True)
-class _Unchanged:
+class Unchanged:
+    """Tells whether a value outside a module is what it was."""
+
     values: dict[str, Any]
     name: str
     depth: int
@@ -143,6 +145,10 @@ class _Unchanged:
 
     def __call__(self) -> bool:
         return bool(picture(self.values.get(self.name), self.depth) == self.before)
+
+    def now(self) -> Any:
+        """The name and the value."""
+        return self.name, self.values.get(self.name)
 
 
 def _of_torch(frame: Any) -> bool:

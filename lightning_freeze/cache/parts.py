@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any
 
 from torch import nn
 
 from lightning_freeze.cache.eligible import PARTICULAR
-from lightning_freeze.cache.observation import has_hooks
+from lightning_freeze.cache.observation import Unchanged, has_hooks
 from lightning_freeze.cache.seal import Seal
 
 _SEALS, _PATIENCE, _TRIES = 4, 20, 2
@@ -26,6 +26,8 @@ class Part:
         own: the forward that the module itself has, beside that of its class.
         token: another one for each state that the module was in.
         whole: it may be skipped; None: not known yet.
+        codes: the functions outside torch that run in a call.
+        depends: tell whether what these read from outside is as it was.
         looks: it asks whether gradients are on, so results with and without are told apart.
         flaw: why it may not be skipped.
     """
@@ -40,7 +42,8 @@ class Part:
         self.passed = type(module).forward is nn.Module.forward
         self.shadow: Any = None
         self.own: Any = None
-        self.depends: list[Callable[[], bool]] = []
+        self.depends: list[Unchanged] = []
+        self.codes: dict[Any, Any] = {}
         self._tries = 0
         self._seals: dict[int, Seal] = {}
         self._candidate: Seal | None = None
@@ -71,6 +74,11 @@ class Part:
         self.token, self._candidate = next(_tokens), None
         self._seals[self.token] = seal
         return self.token
+
+    def still(self, token: int) -> bool:
+        """Whether it is in the state with this token, as far as can be told without a look at all numbers."""
+        seal = self._seals.get(token)
+        return seal is not None and seal.holds() and seal.same_numbers()
 
     def epoch_start(self) -> None:
         """Look for writes that count no version, and have another look at a module that kept changing."""

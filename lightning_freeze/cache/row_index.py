@@ -23,7 +23,7 @@ class RowIndex:
         [Entry(slot=0, batch=0, place=0), None]
         >>> index.find(3, [(1, 1)])
         [None]
-        >>> index.compared(3, 8, numbers=100, equal=True)
+        >>> index.compared(3, 8, level=0, numbers=100)
         >>> index.find(3, [(1, 1)])
         [Entry(slot=0, batch=0, place=0)]
     """
@@ -33,7 +33,7 @@ class RowIndex:
         self._rows: dict[int, dict[Key, Entry]] = {}
         self._apart: set[frozenset[int]] = set()
         self._evidence: dict[frozenset[int], int] = {}
-        self._proof: dict[tuple[int, str], int] = {}
+        self._proof: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))
@@ -56,6 +56,12 @@ class RowIndex:
         """Rows that were computed in a batch of this size."""
         self._rows[self._family(size)].update(entries)
 
+    def remove(self, size: int, keys: Iterable[Key]) -> None:
+        """Rows that are not there any more."""
+        rows = self._rows[self._family(size)]
+        for key in keys:
+            rows.pop(key, None)
+
     def others(self, size: int) -> list[int]:
         """Families that may yet turn out to be the one of this size."""
         mine = self._family(size)
@@ -69,37 +75,40 @@ class RowIndex:
         """Whether two sizes are known to give other bits."""
         return frozenset((self._family(size), self._family(other))) in self._apart
 
-    def compared(self, size: int, other: int, numbers: int, equal: bool) -> None:
-        """Take in that the same rows were computed in batches of both sizes."""
+    def compared(self, size: int, other: int, level: int, numbers: int) -> None:
+        """Take in that the same rows were computed in batches of both sizes.
+
+        Args:
+            size: of the one batch.
+            other: of the other.
+            level: see `confirmed`.
+            numbers: how many were equal; 0: not all were.
+        """
         mine, theirs = self._family(size), self._family(other)
         pair = frozenset((mine, theirs))
         if mine == theirs:
             return
-        if not equal:
+        if not numbers:
             self._apart.add(pair)
             return
         self._evidence[pair] = self._evidence.get(pair, 0) + numbers
         if self._evidence[pair] >= EVIDENCE:
             self._root[mine] = theirs
             self._rows[theirs] = {**self._rows.pop(mine), **self._rows[theirs]}
-            self._proof[theirs, "moved"] = EVIDENCE  # the rows that were compared came from other batches
+            self._proof[theirs, level] = EVIDENCE
             self._apart = {frozenset(theirs if one == mine else one for one in apart) for apart in self._apart}
 
-    def refuse(self, size: int, other: int) -> None:
-        """A batch of one size cannot stand for one of the other."""
-        self._apart.add(frozenset((self._family(size), self._family(other))))
-
-    def confirmed(self, size: int, level: str, numbers: int) -> None:
+    def confirmed(self, size: int, level: int, numbers: int) -> None:
         """So many numbers of stored rows were computed again, and were equal.
 
         Args:
             size: of the batch.
-            level: what was the same about it ("same") or not ("moved").
+            level: of the likeness, see `shelf.Lookup`.
             numbers: how many numbers.
         """
         key = self._family(size), level
         self._proof[key] = self._proof.get(key, 0) + numbers
 
-    def proven(self, size: int, level: str) -> bool:
+    def proven(self, size: int, level: int) -> bool:
         """Whether enough was computed again to use stored rows for a batch."""
         return self._proof.get((self._family(size), level), 0) >= EVIDENCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.row_index import RowIndex
-from lightning_freeze.cache.row_store import Entry, Key, RowStore
+from lightning_freeze.cache.row_store import Entry, Key, Record, Rows
+
+CONFIRMED, COMPARED, WRONG = -1, -2, -3  # what is told to other processes beside rows, as tags of a `Record`
 
 FRUITLESS = 8.0  # rows that should have been known, and are not, until inputs count as new: chance is 0.0003
 
@@ -23,12 +26,14 @@ class Lookup:
         shelf: where they were looked up.
         keys: of each row.
         entries: of each row; None: it is not there.
+        mode: whether gradients are on, and inference mode, as a number below 4.
         known, missing: places of rows that are there, and of the others.
     """
 
     shelf: Shelf
     keys: Sequence[Key]
     entries: list[Entry | None]
+    mode: int = 1
     known: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
 
@@ -37,11 +42,11 @@ class Lookup:
         self.missing = [place for place, entry in enumerate(self.entries) if entry is None]
 
     @property
-    def level(self) -> str:
-        """'same': exactly a batch that was computed as it is, in its order; 'moved': rows of several, or moved."""
+    def level(self) -> int:
+        """Even: exactly a batch that was computed as it is, in its order; odd: rows of several, or moved."""
         batches = {entry.batch for entry in self.entries if entry is not None}
         still = all(entry is not None and entry.place == place for place, entry in enumerate(self.entries))
-        return "same" if still and len(batches) == 1 else "moved"
+        return 2 * self.mode + (not still or len(batches) > 1)
 
     def usable(self) -> bool:
         """Whether the known rows may be used."""
@@ -77,19 +82,30 @@ class Shelf:
         name: of the module that they come from, for messages.
         store: room for them.
         verify: compare stored rows with computed ones before they are used.
-        number: counts batches, over all processes.
+        warn: is told why rows are not served.
+        filed: the digest that other processes know them by, and what it is of.
     """
 
-    def __init__(self, name: str, store: RowStore, verify: bool, number: Callable[[], int]) -> None:
-        self.name, self.store, self.verify, self._number = name, store, verify, number
+    def __init__(
+        self, name: str, store: Rows, verify: bool, warn: Callable[[str], None], filed: tuple[Any, ...] = ()
+    ) -> None:
+        self.name, self.store, self.verify, self.filed, self._warn = name, store, verify, filed, warn
         self.index = RowIndex()
         self.wrong = ""  # why rows are not served
+        self._batches = 0
         self.seen = self.asked = self.found = 0  # rows of this epoch: all; of batch sizes that have rows; known ones
         self.before = self.last = 0  # rows that were there when the epoch began, and all of the one before
 
-    def look(self, size: int, keys: Sequence[Key]) -> Lookup:
+    def look(self, size: int, keys: Sequence[Key], mode: int = 1) -> Lookup:
         """What is known of the rows with these keys, for a batch of this size."""
-        found = Lookup(self, keys, self.index.find(size, keys))
+        entries = self.index.find(size, keys)
+        if None in entries and self._heard():
+            entries = self.index.find(size, keys)
+        if torn := self.store.torn([entry.slot for entry in entries if entry is not None]):
+            gone = [key for key, entry in zip(keys, entries, strict=True) if entry is not None and entry.slot in torn]
+            self.index.remove(size, gone)
+            entries = self.index.find(size, keys)
+        found = Lookup(self, keys, entries, mode)
         self.seen += size
         self.asked += size if self.index.holds(size) else 0
         self.found += len(found.known)
@@ -113,10 +129,9 @@ class Shelf:
             return
         stored, level = self.gather(look), look.level
         if same_bits(rows[look.known], stored.to(rows.device)):
-            self.index.confirmed(len(look.keys), level, stored.numel())
-            return
-        others = "in another batch" if level == "moved" else "a second time"
-        self.wrong = f"'{self.name}' gives a row other values when it is computed {others}"
+            self._note(CONFIRMED, len(look.keys), level, stored.numel())
+        else:
+            self._note(WRONG, level)
 
     def _compare_sizes(self, look: Lookup, rows: Tensor) -> None:
         """Are rows of batches of another size the same? Then they are there for this size too."""
@@ -128,21 +143,58 @@ class Shelf:
             if found:
                 stored = self.store.get([entry.slot for _, entry in found]).to(rows.device)
                 equal = same_bits(rows[[place for place, _ in found]], stored)
-                self.index.compared(size, other, stored.numel(), equal)
+                self._note(COMPARED, size, other, 2 * look.mode + 1, stored.numel() if equal else 0)
         look.entries = self.index.find(size, look.keys)
         look.__post_init__()
 
-    def tried(self, few: int, values: Tensor, wanted: Tensor, size: int) -> None:
-        """A smaller batch was computed beside the whole one."""
-        self.index.compared(few, size, wanted.numel(), same_bits(values, wanted))
+    def tried(self, look: Lookup, few: int, values: Tensor | None, wanted: Tensor) -> None:
+        """A smaller batch was computed beside the whole one; None: it could not be."""
+        equal = values is not None and same_bits(values, wanted)
+        self._note(COMPARED, few, len(look.keys), 2 * look.mode + 1, wanted.numel() if equal else 0)
 
     def insert(self, look: Lookup, places: Sequence[int], rows: Tensor, size: int) -> None:
         """Store rows that were computed in a batch of this size."""
-        number = self._number()
+        number = self._batches = self._batches + 1
         keys = [look.keys[place] for place in places]
-        slots = self.store.put(keys, rows, size, number, places)
+        try:
+            slots = self.store.put(keys, rows, size, number, places)
+        except OSError as error:
+            self._refuse(f"rows of '{self.name}' cannot be written: {error}")
+            return
         pairs = zip(keys, slots, places, strict=False)
         self.index.add(size, [(key, Entry(slot, number, place)) for key, slot, place in pairs])
+
+    # ---- what was found out, and what others have
+
+    def _note(self, what: int, *numbers: int) -> None:
+        """Take it in, and let others know."""
+        self._apply(what, *numbers)
+        with suppress(OSError):  # others find it out themselves
+            self.store.note(Record(what, *numbers, *[0] * (5 - len(numbers))))
+
+    def _apply(self, what: int, *numbers: int) -> None:
+        if what == CONFIRMED:
+            self.index.confirmed(*numbers[:3])
+        elif what == COMPARED:
+            self.index.compared(*numbers[:4])
+        elif what == WRONG:
+            how = "in another batch" if numbers[0] % 2 else "a second time"
+            self._refuse(f"'{self.name}' gives a row other values when it is computed {how}")
+
+    def _refuse(self, why: str) -> None:
+        if not self.wrong:
+            self.wrong = why
+            self._warn(f"FeatureCache does not keep all that it could: {why}.")
+
+    def _heard(self) -> bool:
+        """Take in what other processes have told; whether there was something."""
+        records = self.store.news()
+        for one in records:
+            if one.tag >= 0:
+                self.index.add(one.size, [((one.first, one.second), Entry(one.tag, one.batch, one.place))])
+            else:
+                self._apply(one.tag, one.first, one.second, one.size, one.place)
+        return bool(records)
 
     @property
     def expected(self) -> float:

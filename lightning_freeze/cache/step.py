@@ -109,7 +109,7 @@ class Step:
             result, seen = observe(part.module, values, call)
         part.judge(seen.flaw, seen.final)
         part.looks = part.looks or seen.looks
-        part.depends = seen.depends
+        part.codes, part.depends = seen.codes, seen.depends
         return result if seen.flaw or seen.looks else self._with_facts(op, values, result, None)
 
     def meet(self, func: Any, args: Any, kwargs: Any) -> Any:

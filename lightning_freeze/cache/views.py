@@ -33,7 +33,7 @@ def seed_of(*parts: Any) -> int:
     Raises:
         PlanError: a part is of a type that has no fixed text.
 
-    Example:
+    Examples:
         >>> seed_of(0, 1, 7) == seed_of(0, 1, torch.tensor(7)) != seed_of(0, 7, 1)
         True
     """
@@ -61,7 +61,7 @@ def _plain(part: Any) -> Any:
 def seeded(seed: int) -> Iterator[None]:
     """Set the random state of Python, NumPy and torch (CPU) for a while.
 
-    Example:
+    Examples:
         >>> before = torch.get_rng_state()
         >>> drawn = []
         >>> for _ in range(2):
@@ -189,7 +189,7 @@ def viewed(loader: DataLoader[Any], draw: Callable[[], Callable[[Any], int]]) ->
         loader: one that `why_not` has nothing against.
         draw: see `Drawing`.
 
-    Example:
+    Examples:
         >>> class Noise(Dataset):
         ...     def __len__(self): return 4
         ...     def __getitem__(self, index): return torch.rand(1)

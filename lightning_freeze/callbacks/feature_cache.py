@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_freeze import arguments
+from lightning_freeze.cache.folder import Folder
 from lightning_freeze.cache.memo import FrozenMemo
 from lightning_freeze.cache.row_store import Storage
 from lightning_freeze.errors import PlanError
@@ -36,11 +37,14 @@ class FeatureCache(FreezeCallback):
     workers too, and put back. A resumed run goes on with the same versions.
 
     Args:
-        storage: "memory" of each process, or "disk": one file per boundary that the processes of a node share; it is
-            removed at the end.
-        dir: folder of the file; None: that for temporary files.
+        storage: "memory" of each process, or "disk": files that all processes share, of which each finds what the
+            others have computed; they are removed at the end.
+        dir: folder of the files; None: that for temporary files.
         max_gb: GiB that rows may take at most, of all processes that share them; when it is full, the rows that are
             there are used and the others computed.
+        persist: the files stay in `dir`. A later run, another trial of a sweep or a relaunch finds the rows of a part
+            that is frozen with the same weights, code and torch on the same kind of device; any other does not.
+            `lightning-freeze cache DIR` lists and clears them.
         verify: compare rows with computed ones before they are used for the first time.
         views: augmented versions of each sample, at most; None: as the loader gives them. The loader has to be a torch
             DataLoader over a map-style dataset. What is drawn elsewhere (in `collate_fn`, on the device, by a generator
@@ -65,6 +69,7 @@ class FeatureCache(FreezeCallback):
         verify: bool = True,
         views: int | None = None,
         verbose: bool = True,
+        persist: bool = False,
     ) -> None:
         arguments.check_choice(storage, ("memory", "disk"), "storage", self.title)
         if isinstance(max_gb, bool) or not isinstance(max_gb, int | float) or not 0 < max_gb < float("inf"):
@@ -76,12 +81,19 @@ class FeatureCache(FreezeCallback):
             raise PlanError(f"{self.title}: dir={dir!r} must be the path of a folder")
         if dir is not None and storage != "disk":
             raise PlanError(f"{self.title}: dir={dir!r} has a meaning only with storage='disk'")
+        arguments.check_flag(persist, "persist", self.title)
+        if persist and (storage != "disk" or dir is None):
+            raise PlanError(
+                f"{self.title}: persist=True keeps files, so it has a meaning only with storage='disk' and a dir, got "
+                f"storage={storage!r} and dir={dir!r}"
+            )
         self.storage = storage
         self.dir = dir
         self.max_gb = max_gb
         self.verify = verify
         self.views = views
         self.verbose = verbose
+        self.persist = persist
         self._cache: FrozenMemo | None = None
         self._loaders: ViewedLoaders | None = None
         self._seed = 0
@@ -121,14 +133,14 @@ class FeatureCache(FreezeCallback):
         if why := _impossible(trainer, pl_module):
             self._cache.turn_off(why)
 
-    def _room(self, trainer: Trainer) -> Storage:
+    def _room(self, trainer: Trainer) -> Storage | Folder:
         size = int(self.max_gb * 2**30)
         if self.storage == "memory":
             return Storage(size)
         folder = Path(self.dir or tempfile.gettempdir())
-        folder.mkdir(parents=True, exist_ok=True)
-        token = trainer.strategy.broadcast(uuid.uuid4().hex)
-        return Storage(size // trainer.num_devices, folder, token, trainer.local_rank, trainer.num_devices)
+        if self.persist:
+            return Folder(folder, size, persist=True)
+        return Folder(folder / f"lightning-freeze-{trainer.strategy.broadcast(uuid.uuid4().hex)}", size)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)

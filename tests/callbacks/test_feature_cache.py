@@ -704,7 +704,7 @@ def test_a_feature_that_was_carried_away_has_its_values() -> None:
 
 def test_the_file_on_disk_is_used_and_removed(tmp_path: Path) -> None:
     sizes: list[int] = []
-    spy = Spy("on_train_epoch_end", lambda *_: sizes.append(len(list(tmp_path.glob("*.rows")))))
+    spy = Spy("on_train_epoch_end", lambda *_: sizes.append(len(list(tmp_path.rglob("*.rows")))))
     plain, cached = both(Model, lambda: [*frozen(), spy], FeatureCache("disk", str(tmp_path), max_gb=0.01))
     assert work(cached) < 0.7 * work(plain)
     assert sizes[-4:] == [1] * 4

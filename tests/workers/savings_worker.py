@@ -45,7 +45,7 @@ class Files(pl.Callback):
         self.folder, self.most = folder, 0
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.most = max(self.most, len(list(self.folder.glob("*.rows"))))
+        self.most = max(self.most, len(list(self.folder.glob("*/*/*.rows"))))
 
 
 def main(path: str) -> None:
