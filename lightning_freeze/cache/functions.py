@@ -5,7 +5,7 @@ A function that is not here gets the values of what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -241,49 +241,42 @@ _LAYERS = {
 }
 
 
+_DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
+_NAMED: tuple[tuple[str, Rule], ...] = (
+    ("softmax log_softmax cumsum", _along(1)),
+    ("normalize", _along(2, 1)),
+    ("unbind", lambda *_: None),
+    ("chunk split tensor_split", _along(2, 0)),  # the default is the first dimension
+    ("mean sum amax amin logsumexp all any", _reduced),
+    ("cat concat concatenate", _joined),
+    ("view reshape", _shaped),
+    ("flatten", _flattened),
+    ("transpose swapaxes swapdims", _moved),
+    ("permute", _permuted),
+    ("unsqueeze", _unsqueezed),
+    ("squeeze", _squeezed),
+    ("__getitem__", _indexed),
+    ("linear", _linear),
+    ("layer_norm rms_norm", _normed),
+    ("matmul __matmul__ bmm", _multiplied),
+    ("scaled_dot_product_attention", _attended),
+    ("embedding", _embedded),
+    ("batch_norm", _batch_normed),
+    (
+        "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout",
+        _unless_training(2, True, _pointwise),
+    ),
+)
+
+
 def _rules() -> dict[Any, Rule]:
-    found: dict[Any, Rule] = dict.fromkeys(_named(_POINTWISE), _pointwise)
-    for names, dims in _LAYERS.items():
-        found.update(dict.fromkeys(_named(names), _layer(dims)))
-    named: Iterable[tuple[str, Rule]] = (
-        ("softmax log_softmax cumsum", _along(1)),
-        ("normalize", _along(2, 1)),
-        ("chunk split tensor_split unbind", lambda *_: None),
-        ("mean sum amax amin logsumexp all any", _reduced),
-        ("cat concat concatenate", _joined),
-        ("view reshape", _shaped),
-        ("flatten", _flattened),
-        ("transpose swapaxes swapdims", _moved),
-        ("permute", _permuted),
-        ("unsqueeze", _unsqueezed),
-        ("squeeze", _squeezed),
-        ("__getitem__", _indexed),
-        ("linear", _linear),
-        ("layer_norm rms_norm", _normed),
-        ("matmul __matmul__ bmm", _multiplied),
-        ("scaled_dot_product_attention", _attended),
-        ("embedding", _embedded),
-        ("batch_norm", _batch_normed),
-        (
-            "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout",
-            _unless_training(2, True, _pointwise),
-        ),
-    )
-    for names, rule in named:
-        found.update(dict.fromkeys(_named(names), rule))
-    split = ("chunk", "split", "tensor_split")
-    found.update(dict.fromkeys(_named(" ".join(split)), _split))
-    return found
+    layers = [(names, _layer(dims)) for names, dims in _LAYERS.items()]
+    named = ((_POINTWISE, _pointwise), *layers, *_NAMED, (_IN_PLACE, _pointwise))
+    return {function: rule for names, rule in named for function in _named(names)}
 
 
-def _split(given: Given, args: Any, kwargs: Any) -> int | None:
-    """`chunk` and `split` of another dimension; the default is the first."""
-    return _along(2, 0)(given, args, kwargs)
-
-
-RULES = _rules()
 IN_PLACE: frozenset[Any] = frozenset(_named(_IN_PLACE))
-RULES.update(dict.fromkeys(IN_PLACE, _pointwise))
+RULES = _rules()
 
 
 def is_in_place(func: Any, kwargs: Any) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 _CHUNK, _COLUMNS = 1 << 16, 1 << 13  # words worked on at a time, which the cache of a CPU holds, and of one row
 
+_MIXER = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd
+
 
 @lru_cache(maxsize=16)
 def _multipliers(words: int, salt: int, device: torch.device) -> Tensor:
@@ -23,9 +25,9 @@ def _multipliers(words: int, salt: int, device: torch.device) -> Tensor:
 def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
     """Checksum the rows of several tensors together.
 
-    Each 64-bit word, its upper half folded into the lower, is multiplied with a random number, and these are summed
-    modulo 2**64, twice with other numbers (multilinear hashing: Carter and Wegman, 1979). Two rows that differ get one
-    key with probability 2**-66 at most (in signs only), and about 2**-128 where they differ in the lower bits too.
+    Each 64-bit word is mixed by a bijection and multiplied with a random number, and these are summed modulo 2**64,
+    twice with other numbers (multilinear hashing: Carter and Wegman, 1979). Two rows that differ get one key with
+    probability 2**-128, times four for each zero bit that the differences of all their mixed words end in.
 
     Args:
         tensors: of any dtypes. What has `rows` entries in its first dimension goes in by rows, the rest as a whole.
@@ -74,8 +76,10 @@ def _checksums(words: Tensor, salt: int) -> Tensor:
     for row in range(0, rows, height):
         for column in range(0, length, columns):
             piece = words[row : row + height, column : column + columns]
-            # A change of the topmost bit alone would be lost on every even multiplier, so it is folded down first.
-            folded = (piece >> 32).bitwise_and_(0xFFFFFFFF).bitwise_xor_(piece)
+            # A difference in the topmost bits is lost on even multipliers. So that signs alone, of one or of two
+            # numbers in a word, differ in lower bits too: times an odd number, then the upper half into the lower.
+            mixed = piece * _MIXER
+            folded = (mixed >> 32).bitwise_and_(0xFFFFFFFF).bitwise_xor_(mixed)
             for which in range(2):
                 total[row : row + height, which] += _dot(folded, multipliers[which, column : column + columns])
     return total
