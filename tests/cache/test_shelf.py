@@ -71,7 +71,7 @@ def test_rows_of_batches_of_another_size_serve_when_they_are_the_same() -> None:
 def test_an_epoch_without_a_find_is_told() -> None:
     made, _ = shelf()
     assert not made.epoch_end()
-    made.look(1, [(99, 99)])
+    made.look(8, [(100 + k, k) for k in range(8)])
     assert made.epoch_end()
 
 

@@ -34,10 +34,12 @@ def main(rows: str, report: str, how: str) -> None:
     model = Model()
     if how.startswith("other"):
         with torch.no_grad():
-            model.stem.layers[0].weight.mul_(1.5)  # type: ignore[union-attr, operator]
+            model.stem.layers[0].weight.mul_(1.5)  # type: ignore[operator]
     cache = [] if how.endswith("plain") else [FeatureCache("disk", rows, max_gb=0.01, persist=True, verbose=False)]
     kill = [Kill()] if how == "killed" else []
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
     trainer = pl.Trainer(callbacks=[*cache, *frozen(), *kill], accelerator="cpu", devices=1, max_epochs=4, **quiet)
     trainer.fit(model, torch.utils.data.DataLoader(Rows(rows=160), batch_size=8, shuffle=True))
     weights = torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
