@@ -17,7 +17,7 @@ from lightning_freeze.errors import FreezeError
 from lightning_freeze.preview.user_code import described, origin
 
 # A new command is one module of lightning_freeze/commands/ (its __init__ says what is in it) and its name here.
-COMMANDS = ("stages", "preview", "savings", "suggest", "merge", "convert")
+COMMANDS = ("stages", "preview", "savings", "suggest", "merge", "convert", "cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -314,15 +314,26 @@ class _Reader:
 
 
 def kinds_in(path: Path) -> list[dict[str, Any]]:
-    """What is told of the kinds of rows in a folder: `about.json`, with `rows`, `bytes` and `used`, in seconds."""
+    """What is told of the kinds of rows in a folder, with their number, bytes, and when they were last added to."""
     found = []
     for about in sorted(path.glob(f"*/{ABOUT}")):
         files = [one.stat() for one in about.parent.iterdir()]
-        records = sum(one.stat().st_size for one in about.parent.glob(f"*{RECORDS}")) // (8 * _WORDS)
-        try:
+        readers = [_Reader(one.with_suffix(""), (1,), torch.uint8) for one in about.parent.glob(f"*{RECORDS}")]
+        rows = sum(record[0] >= 0 for reader in readers for _, record in reader.news())
+        told: Any = {}
+        with suppress(ValueError):  # it is torn
             told = json.loads(about.read_text())
-        except ValueError:
-            told = {}
         size, last = sum(one.st_size for one in files), max(one.st_mtime for one in files)
-        found.append({**told, "path": about.parent, "records": records, "bytes": size, "used": last})
+        found.append({**told, "path": about.parent, "rows": rows, "bytes": size, "used": last})
     return found
+
+
+def clear(path: Path) -> None:
+    """Remove all rows that were to stay, and nothing else.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    for kind in kinds_in(path):
+        shutil.rmtree(kind["path"])
+    (path / LOCK).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze import PlanError
-from lightning_freeze.cache.folder import RECORDS, ROWS, Folder, RowFiles, kinds_in
+from lightning_freeze.cache.folder import RECORDS, ROWS, Folder, RowFiles, clear, kinds_in
 from lightning_freeze.cache.row_store import Address, Record
 
 ADDRESS: Address = "kind", True, {"name": "stem", "model": "Net"}
@@ -132,7 +132,9 @@ def test_what_is_not_kept_goes_at_the_end(tmp_path: Path) -> None:
 def test_what_is_in_a_folder_is_told(tmp_path: Path) -> None:
     put(store(tmp_path), [1, 2, 3], torch.randn(3, 3))
     (told,) = kinds_in(tmp_path)
-    assert (told["name"], told["model"], told["records"]) == ("stem", "Net", 3)
+    assert (told["name"], told["model"], told["rows"]) == ("stem", "Net", 3)
     assert told["torch"] == torch.__version__
     (tmp_path / "kind" / "about.json").write_text("{")
-    assert kinds_in(tmp_path)[0]["records"] == 3
+    assert kinds_in(tmp_path)[0]["rows"] == 3
+    clear(tmp_path)
+    assert not list(tmp_path.iterdir())
