@@ -186,10 +186,7 @@ def _simulate(
 ) -> Preview:
     trainer, model = built.trainer, built.model
     package = _package_of(trainer)
-    policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]
-    if not policies:
-        raise PlanError("no callback of lightning_freeze is in trainer.callbacks, so there is nothing to preview")
-    remarks: list[str] = []
+    policies, remarks = _policies(trainer), list[str]()
     processes = _processes(asked, remarks)
     _check_strategy(asked, package, policies, processes)
     nodes = asked["num_nodes"] if isinstance(asked["num_nodes"], int) else 1
@@ -217,6 +214,13 @@ def _simulate(
     found = simulation.go()
     found.processes, found.bytes_each = processes, bytes_each
     return found
+
+
+def _policies(trainer: Any) -> list[Policy]:
+    policies = [callback for callback in trainer.callbacks if isinstance(callback, Policy)]
+    if not policies:
+        raise PlanError("no callback of lightning_freeze is in trainer.callbacks, so there is nothing to preview")
+    return policies
 
 
 def _package_of(trainer: Any) -> str:

@@ -240,12 +240,7 @@ class Session:
         """
         if self.reconciler is None or policy.watched_metric is None:
             return
-        metrics = dict(trainer.callback_metrics)
-        if policy.watched_metric in metrics:
-            value = torch.as_tensor(metrics[policy.watched_metric]).detach().cpu()
-            metrics[policy.watched_metric] = trainer.strategy.broadcast(
-                value if value.is_floating_point() else value.float()
-            )
+        metrics = _metrics(trainer, policy.watched_metric)
         self.reconciler.validated(policy, metrics, trainer.current_epoch)
 
     # ---- checkpoints
@@ -309,6 +304,15 @@ class Session:
         if not self.over and self._compiling is not None:
             self._compiling.close()
         self.over = True
+
+
+def _metrics(trainer: Trainer, watched: str) -> dict[str, Any]:
+    """The logged metrics; the one that is watched as rank 0 has it, so that all ranks decide alike."""
+    metrics = dict(trainer.callback_metrics)
+    if watched in metrics:
+        value = torch.as_tensor(metrics[watched]).detach().cpu()
+        metrics[watched] = trainer.strategy.broadcast(value if value.is_floating_point() else value.float())
+    return metrics
 
 
 def _refuse_frozen_loss(view: RunView) -> None:
