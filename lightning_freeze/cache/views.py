@@ -58,32 +58,35 @@ def _plain(part: Any) -> Any:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Set the random state of Python, NumPy and torch (CPU) for a while.
+def kept() -> Iterator[None]:
+    """Put the random state of Python, NumPy and torch (CPU) back afterwards.
 
     Examples:
         >>> before = torch.get_rng_state()
-        >>> drawn = []
-        >>> for _ in range(2):
-        ...     with seeded(3):
-        ...         drawn.append((random.random(), torch.rand(1).item()))
-        >>> drawn[0] == drawn[1], torch.equal(before, torch.get_rng_state())
-        (True, True)
+        >>> with kept():
+        ...     seed_all(3)
+        ...     drawn = random.random(), torch.rand(1).item()
+        >>> torch.equal(before, torch.get_rng_state())
+        True
     """
     numpy = sys.modules.get("numpy")
     python, torchs = random.getstate(), torch.default_generator.get_state()
     numpys = numpy.random.get_state() if numpy is not None else None
     try:
-        random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        if numpy is not None:
-            numpy.random.seed((seed & 0xFFFFFFFF, seed >> 32))
         yield
     finally:
         random.setstate(python)
         torch.default_generator.set_state(torchs)
         if numpy is not None:
             numpy.random.set_state(numpys)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (CPU)."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed & 0xFFFFFFFF)
 
 
 class ViewedDataset(Dataset[Any]):
@@ -120,22 +123,19 @@ class ViewedDataset(Dataset[Any]):
         return repr(self._viewed)
 
     def __getitem__(self, index: Any) -> Any:
-        if type(index) is not Drawn:
-            return self._viewed[index]
-        with seeded(index.seed):
-            return self._viewed[index.index]
+        return self.__getitems__([index])[0] if type(index) is Drawn else self._viewed[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
         """One sample at a time, whatever the dataset does: a version belongs to a sample, not to a batch."""
         several = getattr(self._viewed, "__getitems__", None)
-        return [self[index] if several is None else self._alone(several, index) for index in indices]
-
-    @staticmethod
-    def _alone(several: Callable[[list[Any]], Any], index: Any) -> Any:
-        if type(index) is not Drawn:
-            return several([index])[0]
-        with seeded(index.seed):
-            return several([index.index])[0]
+        if not all(type(index) is Drawn for index in indices):
+            return [self._viewed[index] for index in indices] if several is None else several(indices)
+        found = []
+        with kept():
+            for index, seed in indices:
+                seed_all(seed)
+                found.append(self._viewed[index] if several is None else several([index])[0])
+        return found
 
 
 class Drawing:

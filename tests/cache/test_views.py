@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Subset
 
-from lightning_freeze.cache.views import Drawn, ViewedDataset, seed_of, seeded, viewed, why_not
+from lightning_freeze.cache.views import Drawn, ViewedDataset, kept, seed_all, seed_of, viewed, why_not
 from lightning_freeze.errors import PlanError
 
 
@@ -38,6 +38,11 @@ class Bulk(Noise):
 
 def state() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+def broken() -> None:
+    seed_all(1)
+    random.random(), np.random.rand(), torch.rand(1), 1 / 0
 
 
 def by_version(version: int = 0) -> Callable[[], Callable[[Any], int]]:
@@ -86,8 +91,8 @@ def test_workers_draw_what_this_process_draws_in_each_pass() -> None:
 def test_random_state_is_as_it_was_after_a_sample_and_after_an_error() -> None:
     before, data = state(), ViewedDataset(Noise())
     assert data[Drawn(0, 1)] == data.__getitems__([Drawn(0, 1)])[0]
-    with pytest.raises(ZeroDivisionError), seeded(1):
-        random.random(), np.random.rand(), torch.rand(1), 1 / 0
+    with pytest.raises(ZeroDivisionError), kept():
+        broken()
     assert state() == before
 
 

@@ -29,6 +29,12 @@ def test_each_rank_has_a_file_that_is_gone_afterwards(reports: Any) -> None:
     assert reports["disk"]["left"] == reports["gradual cached"]["left"] == 0
 
 
+def test_a_sample_has_the_same_versions_on_each_rank(reports: Any) -> None:
+    assert reports["memory"]["rows"] == 64
+    assert reports["views"]["rows"] == 2 * 64
+    assert reports["views"]["apart"] == 0.0
+
+
 @pytest.mark.parametrize("how", ["compiled", "compiled whole"])
 def test_a_compiled_model_trains_in_every_stage(how: str, reports: Any) -> None:
     assert reports[how]["apart"] == 0.0

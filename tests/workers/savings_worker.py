@@ -33,6 +33,7 @@ CASES: dict[str, Any] = {
     "plain": lambda folder: (Model(), frozen()),
     "memory": lambda folder: (Model(), [FeatureCache(), *frozen()]),
     "disk": lambda folder: (Model(), [FeatureCache("disk", str(folder / "rows"), max_gb=0.01), *frozen()]),
+    "views": lambda folder: (Model(), [FeatureCache(views=2), *frozen()]),
     "gradual": lambda folder: (Model(), gradual()),
     "gradual cached": lambda folder: (Model(), [FeatureCache("disk", str(folder / "rows"), 0.01), *gradual()]),
     "compiled": lambda folder: (compiled(), gradual()),
@@ -42,9 +43,10 @@ CASES: dict[str, Any] = {
 
 class Files(pl.Callback):
     def __init__(self, folder: Path) -> None:
-        self.folder, self.most = folder, 0
+        self.folder, self.most, self.rows = folder, 0, set[bytes]()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.rows.update(row.numpy().tobytes() for row in batch[0])
         self.most = max(self.most, len(list(self.folder.glob("*/*/*.rows"))))
 
 
@@ -60,13 +62,15 @@ def main(path: str) -> None:
             num_sanity_val_steps=0, default_root_dir=str(folder), **quiet,
         )  # fmt: skip
         given, model = model, getattr(model, "_orig_mod", model)
-        trainer.fit(given, torch.utils.data.DataLoader(Rows(rows=64), batch_size=8, shuffle=True))
+        trainer.fit(given, torch.utils.data.DataLoader(Rows(case == "views", rows=64), batch_size=8, shuffle=True))
         weights = torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
         mine = torch.cat([value.detach().flatten() for value in model.parameters()])  # buffers are each rank's own
         theirs = [torch.empty_like(mine) for _ in range(2)]
         dist.all_gather(theirs, mine)
         work = torch.tensor([sum(model.stem.seen), sum(model.mid.seen)])
         dist.all_reduce(work)
+        rows: list[Any] = [None, None]
+        dist.all_gather_object(rows, files.rows)
         dist.barrier()
         if trainer.is_global_zero:
             assert session_of(trainer) is not None
@@ -75,6 +79,7 @@ def main(path: str) -> None:
                 "weights": weights.numpy().tobytes().hex(),
                 "losses": model.losses,
                 "work": work.tolist(),
+                "rows": len(rows[0] | rows[1]),
                 "files": files.most,
                 "left": len(list((folder / "rows").glob("*"))),
             }
