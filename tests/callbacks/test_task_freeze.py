@@ -428,3 +428,9 @@ def test_the_table_of_tasks_is_printed_unless_told_otherwise(capsys: pytest.Capt
     assert "in_a" in capsys.readouterr().out
     run(TwoTasks(), Batches("a"), task_freeze())
     assert "in_a" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["", None, 3])
+def test_a_key_that_is_no_name_is_refused(key: Any) -> None:
+    with pytest.raises(PlanError, match=r"TaskFreeze: task_key=.* must be a key of the batch or the name of a method"):
+        TaskFreeze(TASKS, task_key=key)

@@ -180,3 +180,31 @@ def test_two_policies_may_mean_different_parameters_by_one_name() -> None:
     run = Reconciler(model, [gradual, rates], [SGD(model.parameters(), lr=0.1)])
     slots = {tuple(slot.names): slot.label for slot in run.optimizers[0].slots}
     assert slots == {("0.weight", "0.bias"): "late", ("1.weight", "1.bias"): "late", ("2.weight", "2.bias"): "top"}
+
+
+@pytest.mark.parametrize(("placement", "on_host"), [("keep", False), ("cpu", True), ("drop", None)])
+def test_optimizer_state_of_what_is_frozen_from_the_start_goes_where_it_was_told(placement: Any, on_host: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.Adagrad(model.parameters(), initial_accumulator_value=0.5)  # has state from the start
+    run = Reconciler(model, [FreezeLayers("0", optimizer_state=placement)], [optimizer])
+    run.reconcile(Progress())
+    assert model[0].weight not in optimizer.state
+    assert model[1].weight in optimizer.state
+    aside = run.record()["optimizers"][0]["aside"]
+    assert sorted(aside) == ([] if on_host is None else ["0.bias", "0.weight"])
+    for entry in aside.values():
+        assert entry["on_host"] == on_host
+        assert (entry["state"]["sum"] == 0.5).all()
+
+
+def test_loading_says_what_it_changed_and_a_second_time_nothing() -> None:
+    def run() -> Reconciler:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        return Reconciler(model, [GradualUnfreeze(["1", "0"])], [SGD(model.parameters(), 0.1)])
+
+    first, second = run(), run()
+    first.reconcile(Progress())
+    change = second.load(first.record())
+    assert change.frozen == ("0.weight", "0.bias")
+    assert change.unfrozen == ()
+    assert not second.load(first.record())

@@ -56,13 +56,6 @@ def test_nothing_is_imported_for_type_checkers_only() -> None:
     assert not [module for module, path in MODULES.items() if "TYPE_CHECKING" in path.read_text()]
 
 
-def test_the_types_of_all_modules_that_tests_share_are_checked_as_those_of_tests() -> None:
-    shared = [path.stem for folder in ("support", "workers") for path in (TESTS / folder).glob("*.py")]
-    after = (ROOT / "pyproject.toml").read_text().partition("# Tests and benchmarks")[2]
-    overrides = after.partition("module = [")[2].partition("]")[0]
-    assert not [name for name in shared if f'"{name}"' not in overrides]
-
-
 def test_every_public_name_has_a_home_and_is_known_to_type_checkers() -> None:
     public = set(lightning_freeze.__all__)
     assert lightning_freeze.__all__ == sorted(public)
