@@ -72,13 +72,19 @@ class Sentences(L.LightningDataModule):
 
 
 class SentenceNet(L.LightningModule):
-    """all-MiniLM-L6-v2, the mean over its tokens, a new linear head; AdamW over all parameters, cosine schedule."""
+    """all-MiniLM-L6-v2, the mean over its tokens, a new linear head; AdamW over all parameters.
 
-    def __init__(self, lr: float) -> None:
+    Args:
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        cosine: whether the rate falls to 0 along a cosine, else it is constant.
+    """
+
+    def __init__(self, lr: float, weight_decay: float = 0.01, cosine: bool = True) -> None:
         super().__init__()
         from transformers import AutoModel
 
-        self.lr = lr
+        self.lr, self.weight_decay, self.cosine = lr, weight_decay, cosine
         self.encoder = AutoModel.from_pretrained(fetch.minilm_folder(), add_pooling_layer=False)
         self.encoder.train()  # transformers gives it in eval mode, which would leave Dropout off
         self.head = nn.Linear(self.encoder.config.hidden_size, 2)
@@ -100,7 +106,9 @@ class SentenceNet(L.LightningModule):
         self.log("test_accuracy", right, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if not self.cosine:
+            return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

@@ -15,6 +15,7 @@ from importlib import import_module
 import lightning_freeze
 from lightning_freeze.errors import FreezeError
 from lightning_freeze.preview.user_code import described, origin
+from lightning_freeze.report.rendering import folded
 
 # A new command is one module of lightning_freeze/commands/ (its __init__ says what is in it) and its name here.
 COMMANDS = ("stages", "preview", "savings", "suggest", "merge", "convert", "cache")
@@ -60,5 +61,5 @@ def _fail(error: Exception, message: str, with_traceback: bool) -> int:
         traceback.print_exception(error)
     elif origin(error) is not None:
         message += "\n  To see the whole traceback, add --traceback"
-    print(f"lightning-freeze: {message}", file=sys.stderr)
+    print(folded(f"lightning-freeze: {message}", sys.stderr), file=sys.stderr)
     return 2

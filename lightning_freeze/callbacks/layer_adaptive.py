@@ -92,9 +92,9 @@ class LayerAdaptiveLR(FreezeCallback):
 
     def bind(self, context: Context) -> Binding:
         stages = [] if self.stages is None else context.stages(self.stages, self.title)
-        times = f"each step's rate times {self.min_factor:g} to {self.max_factor:g}"
+        times = f"each step's rate times the {self.kind}, {self.min_factor:g} to {self.max_factor:g}"
         self._rows = [Row(stage.name, stage.patterns, times, stage.names) for stage in stages]
-        self._rows = self._rows or [Row(self.title, [self.kind], times, list(context.index.parameters))]
+        self._rows = self._rows or [Row(self.title, ["*"], times, list(context.index.parameters))]
         return Binding(labels={name: stage.name for stage in stages for name in stage.names})
 
     def check_optimizers(self, optimizers: Sequence[Optimizer]) -> None:

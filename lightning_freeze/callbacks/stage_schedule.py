@@ -192,7 +192,7 @@ class StageSchedule(FreezeCallback):
 
     def rows(self, progress: Progress) -> list[Row]:
         each = "in each stage" if self.restart == "stage" else "from each unfreezing on"
-        return [Row(self.title, [self.shape], f"{each}, {_text(self.warmup)} of it rising", self._names)]
+        return [Row(self.title, ["*"], f"{self.shape} {each}, {_text(self.warmup)} of it rising", self._names)]
 
     def remarks(self) -> list[str]:
         if self.length is None or self.restart == "new" or METRIC_DECIDES in self._starts_after(Progress()):

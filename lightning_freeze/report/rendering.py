@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from textwrap import wrap
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -18,15 +19,20 @@ def show(text: str) -> None:
 
     On a terminal, lines that are too long fold between words; a file or a pipe gets them whole.
     """
-    if sys.stdout.isatty():
-        text = "\n".join(part for line in text.splitlines() for part in _folded(line, screen_width()))
-    tqdm.write(text)
+    tqdm.write(folded(text, sys.stdout))
+
+
+def folded(text: str, stream: TextIO) -> str:
+    """A text as a stream is to show it: on a terminal, lines that are too long fold between words."""
+    if not stream.isatty():
+        return text
+    return "\n".join(part for line in text.splitlines() for part in _folded(line, screen_width()))
 
 
 def _folded(line: str, width: int) -> list[str]:
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    folded = wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return folded if len(line) > width else [line]
+    lines = wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines if len(line) > width else [line]
 
 
 def screen_width() -> int:

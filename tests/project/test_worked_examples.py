@@ -18,6 +18,7 @@ import pytest
 import rotating
 import sentiment
 import task_steps
+import torch
 import two_tasks
 from lightning.pytorch.cli import LightningCLI
 from processes import run_ranks
@@ -151,6 +152,21 @@ class TestTextAndImages:
         said = capsys.readouterr().out
         assert "epoch 1, step 1: unfrozen encoder.encoder.layer.4-5; " in said
         assert "epoch 3, step 3: unfrozen encoder.encoder.layer.0-1-and-1-more; " in said
+
+    def test_the_yaml_of_what_happens_within_a_stage_writes_a_slim_file_that_merges(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        short = ("--trainer.limit_train_batches=1", "--data.count=16", f"--trainer.callbacks.dirpath={tmp_path}")
+        trained = run_yaml("sentiment_within", monkeypatch, *short).model.state_dict()
+        said = capsys.readouterr().out
+        assert "one_cycle in each stage, 30% of it rising" in said
+        assert "each step pulls it to its start, strength 10" in said
+        slim = tmp_path / "last.ckpt"
+        assert len(torch.load(slim, weights_only=True)["state_dict"]) == 18, "of the head and the last layer"
+        config, full = str(EXAMPLES / "sentiment_within.yaml"), tmp_path / "full.ckpt"
+        assert main(["merge", str(slim), "--config", config, "--out", str(full)]) == 0
+        merged = torch.load(full, weights_only=True)["state_dict"]
+        assert all(torch.equal(value, merged[name]) for name, value in trained.items())
 
     def test_the_yaml_of_the_images_trains_the_last_stage_and_the_head(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
