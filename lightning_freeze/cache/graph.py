@@ -101,6 +101,17 @@ class Leaf:
             self._keys = self._checksums().cpu()
         return self._keys
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether keys are there, or can be had: it was not written since."""
+        return self._keys is not None or version_of(self.tensor) == self.version
+
+    @property
+    def _written(self) -> bool:
+        if self.tensor.is_inference():  # torch counts no writes into it
+            return not torch.equal(self._checksums().cpu(), self.keys)
+        return version_of(self.tensor) != self.version
+
     def _checksums(self) -> Tensor:
         tensor = self.tensor
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
@@ -121,7 +132,7 @@ class Leaf:
         Raises:
             FreezeError: it was written since, and was too large to be copied.
         """
-        if version_of(self.tensor) == self.version:
+        if not self._written:
             return self.tensor
         if self._copy is None:
             raise FreezeError(
@@ -252,7 +263,10 @@ class Node:
     @property
     def written(self) -> bool:
         """Whether somebody has written into its values."""
-        memory = self.memory()
+        tensor = self.alive()
+        memory = tensor.held if isinstance(tensor, Lazy) else tensor
+        if memory is not None and memory is tensor and memory.is_inference():
+            return True  # perhaps: torch counts no writes into it, and the step has it
         return memory is not None and version_of(memory) != self.version
 
     @property
@@ -263,6 +277,6 @@ class Node:
     def present(self) -> Tensor | None:
         """Its values, if they are there and nobody has written into them."""
         tensor = self.memory()
-        if tensor is None or version_of(tensor) != self.version:
+        if tensor is None or self.written:
             return None
         return tensor.detach() if tensor.requires_grad else tensor

@@ -16,8 +16,8 @@ from lightning_freeze.cache.work import Work
 class Keeper:
     """Stores the rows of results in a step, and compares them with those that are stored."""
 
-    def __init__(self, library: Library, lookups: Lookups, work: Work) -> None:
-        self._library, self._lookups, self._work = library, lookups, work
+    def __init__(self, library: Library, lookups: Lookups, work: Work, trains: bool) -> None:
+        self._library, self._lookups, self._work, self._trains = library, lookups, work, trains
         self._seen: set[Any] = set()
 
     def keep(self, node: Node) -> None:
@@ -27,7 +27,9 @@ class Keeper:
         if value is None or kind.barred or at in self._seen or self._library.is_fresh(kind):
             return
         self._seen.add(at)
-        shelf = self._library.shelf(kind, node.place, node.facts)
+        shelf = kind.shelves.get(node.place)
+        if shelf is None and self._trains:
+            shelf = self._library.shelf(kind, node.place, node.facts)
         if shelf is None or shelf.wrong:
             return
         _mark(node)

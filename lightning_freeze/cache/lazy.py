@@ -90,6 +90,9 @@ class Lazy(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """What comes by way of C++, vmap or a compiled function."""
+        for one in lazies((args, kwargs)):
+            if one.node is not None and one.is_inference():
+                one.node.version = -1  # it may be written, and torch does not count that
         return func(*Lazy.plain(args), **Lazy.plain(kwargs or {}))
 
 

@@ -17,9 +17,10 @@ class Lookups:
         rows, found: how many were looked up, and how many were known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: bool = True) -> None:
         self.rows = self.found = 0
         self._found: dict[Any, Lookup | None] = {}
+        self._counted = counted
         self._keys: dict[Any, list[Key]] = {}
 
     def look(self, kind: Kind, place: int, leaves: tuple[Leaf, ...], op: Op) -> Lookup | None:
@@ -28,10 +29,10 @@ class Lookups:
         if key not in self._found:
             shelf, known = kind.shelves.get(place), kind.facts.get(op.rows)
             self._found[key] = None
-            if shelf is not None and known is not None:
+            if shelf is not None and known is not None and all(leaf.has_keys for leaf in leaves):
                 whole = known[0][place].rows_dim is None
                 size, mode = 1 if whole else op.rows, op.conditions[0] + 2 * op.conditions[1]
-                look = self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole), mode)
+                look = self._found[key] = shelf.look(size, self._keys_of(leaves, size, whole), mode, self._counted)
                 self.rows, self.found = self.rows + size, self.found + len(look.known)
         return self._found[key]
 

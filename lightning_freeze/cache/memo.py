@@ -88,9 +88,25 @@ class FrozenMemo:
         self._look_around()
         if self.off or self._worth.why:
             return step(*args, **kwargs)
+        own = Step(self._library, batch_rows((args, kwargs)))
+        result = self._within(own, step, args, kwargs)
+        self._weigh(own)
+        return result
+
+    def evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As `run`, of a step that trains nothing: results that training has needed are served, and no others kept."""
+        state = [parameter.requires_grad for parameter in self._parameters], settings()
+        if self.off or self._step is not None or self._eligible is None or self._worth.why:
+            return step(*args, **kwargs)
+        if state != (self._flags, self._settings):
+            return step(*args, **kwargs)
+        self._look_for_writes()
+        return self._within(Step(self._library, batch_rows((args, kwargs)), trains=False), step, args, kwargs)
+
+    def _within(self, own: Step, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         spare_from_compiler()
         self._library.number += 1
-        own = self._step = Step(self._library, batch_rows((args, kwargs)))
+        self._step = own
         own.clock.turn("own")
         try:
             with self._standing_before():
@@ -101,7 +117,6 @@ class FrozenMemo:
             self._step = None
         self._after()
         own.clock.turn("step")
-        self._weigh(own)
         return result
 
     def _run(self, own: Step, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -134,6 +149,10 @@ class FrozenMemo:
             self.forget()
             self._flags, self._settings = flags, now
             self._prepare()
+        self._look_for_writes()
+
+    def _look_for_writes(self) -> None:
+        """After a change of loops, find writes that count no version."""
         if self._new_epoch:
             self._new_epoch = False
             for part in self._parts.values():
@@ -225,11 +244,15 @@ class FrozenMemo:
         Args:
             again: rows of the next epoch may have come before; else it goes on with the round of epochs.
         """
-        self._new_epoch = True
-        self.publish()
+        self.turn()
         if again and not self.off and self._library.epoch_end():
             self.turn_off("no row came a second time in a whole epoch; inputs seem to be augmented at random")
         self._worth.epoch_start(self._library.began_with_rows)
+
+    def turn(self) -> None:
+        """Another loop begins; somebody may exchange weights for its length."""
+        self._new_epoch = True
+        self.publish()
 
     def publish(self) -> None:
         """Show other processes what came in."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache.eligible import PARTICULAR
+from lightning_freeze.cache.row_keys import row_keys
 from lightning_freeze.cache.seal import CONTAINERS, own, picture, user_classes, version_of
 
 _READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select", "unbind"}
@@ -313,6 +314,11 @@ def _share_memory(tensors: list[Tensor], first: int) -> bool:
     return len(set(places[:first])) < min(first, len(places)) or not set(places[:first]).isdisjoint(places[first:])
 
 
+def _content(tensor: Tensor) -> Any:
+    """Changes when a tensor is written; torch counts no writes into one that was made in inference mode."""
+    return row_keys([tensor.unsqueeze(0)], 1).tolist() if tensor.is_inference() else version_of(tensor)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something else is called when it is."""
     slots = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -337,7 +343,7 @@ class _State:
         ]
         return [
             [(id(tensor), version_of(tensor)) for tensor in tensors],
-            [version_of(tensor) for tensor in self._given],
+            [_content(tensor) for tensor in self._given],
             random_state(self._device),
             attributes,
             classes,

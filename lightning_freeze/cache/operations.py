@@ -69,14 +69,18 @@ class Operations:
         return None if constant is None else (tensor, constant)
 
     def _leaf(self, tensor: Tensor) -> Leaf | None:
-        found = self._leaves.get(id(tensor))
-        if found is not None and found.tensor is tensor and version_of(tensor) == found.version:
+        found, unseen = self._leaves.get(id(tensor)), tensor.is_inference()  # torch counts no writes into it
+        same = found is not None and found.tensor is tensor and version_of(tensor) == found.version
+        if same and not unseen:
             return found
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.requires_grad
-        if not plain or tensor.is_inference() or tensor.is_meta or not tensor.numel():
+        if not plain or tensor.is_meta or not tensor.numel():
             return None
-        self._leaves[id(tensor)] = Leaf(tensor, self._batch)
-        return self._leaves[id(tensor)]
+        leaf = Leaf(tensor, self._batch)
+        if unseen and len(leaf.keys) and same and found is not None and torch.equal(leaf.keys, found.keys):
+            return found
+        self._leaves[id(tensor)] = leaf
+        return leaf
 
     def _made(
         self, target: Any, name: str, function: Any, spec: Any, inputs: list[Any], token: int, valid: Any

@@ -96,8 +96,8 @@ class Shelf:
         self.seen = self.asked = self.found = 0  # rows of this epoch: all; of batch sizes that have rows; known ones
         self.before = self.last = 0  # rows that were there when the epoch began, and all of the one before
 
-    def look(self, size: int, keys: Sequence[Key], mode: int = 1) -> Lookup:
-        """What is known of the rows with these keys, for a batch of this size."""
+    def look(self, size: int, keys: Sequence[Key], mode: int = 1, counted: bool = True) -> Lookup:
+        """What is known of the rows with these keys, for a batch of this size; `counted` when training asks."""
         entries = self.index.find(size, keys)
         if None in entries and self._heard():
             entries = self.index.find(size, keys)
@@ -106,9 +106,10 @@ class Shelf:
             self.index.remove(size, gone)
             entries = self.index.find(size, keys)
         found = Lookup(self, keys, entries, mode)
-        self.seen += size
-        self.asked += size if self.index.holds(size) else 0
-        self.found += len(found.known)
+        if counted:
+            self.seen += size
+            self.asked += size if self.index.holds(size) else 0
+            self.found += len(found.known)
         return found
 
     def gather(self, look: Lookup) -> Tensor:

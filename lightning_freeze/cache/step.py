@@ -36,6 +36,7 @@ class Step:
     Args:
         library: what is known from other steps.
         batch: rows of the batch; None: unknown.
+        trains: else nothing is kept but rows of what training has needed.
 
     Attributes:
         lookups: what is known of rows.
@@ -44,13 +45,13 @@ class Step:
         observed: a module was watched.
     """
 
-    def __init__(self, library: Library, batch: int | None) -> None:
-        self.lookups, self.clock, self.observed = Lookups(), Clock(), False
+    def __init__(self, library: Library, batch: int | None, trains: bool = True) -> None:
+        self.lookups, self.clock, self.observed = Lookups(trains), Clock(), False
         self.work = Work(self.lookups, self.clock)
         self._active = True
         self._library = library
         self._operations = Operations(self, library, batch)
-        self._keeper = Keeper(library, self.lookups, self.work)
+        self._keeper = Keeper(library, self.lookups, self.work, trains)
         self._made: list[weakref.ref[Tensor]] = []
         self._views: list[Node] = []
 

@@ -9,6 +9,8 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from lightning_freeze import arguments
 from lightning_freeze.cache.folder import Folder
 from lightning_freeze.cache.memo import FrozenMemo
@@ -20,6 +22,8 @@ from lightning_freeze.trainer.callback import FreezeCallback
 from lightning_freeze.trainer.strategies import shards
 from lightning_freeze.trainer.viewed_loaders import ViewedLoaders, default_seed
 
+_STEPS = ("training_step", "validation_step")
+
 
 class FeatureCache(FreezeCallback):
     """Compute what frozen modules return once per distinct input row, and use it again.
@@ -28,8 +32,8 @@ class FeatureCache(FreezeCallback):
     runs exactly as often: what a step needs and is not stored is computed. It finds by itself which modules are frozen,
     in eval mode and deterministic, and keeps whatever the trainable part takes from them: skip connections, several
     towers, masks. Rows are known by a 128-bit checksum of what went in, so loaders and samplers are not touched, and an
-    augmented image is computed like any new one. Only training steps are served. Steps run as they are where looking up
-    takes more than twice as long as what is frozen.
+    augmented image is computed like any new one. In a fit, validation is served too. Steps run as they are
+    where looking up takes more than twice as long as what is frozen.
 
     With `views=K` the training data change: each sample comes in at most K augmented versions, then in the first again,
     so that augmented rows are found too. In epoch e it comes in version e mod K, drawn from (seed of the run, version,
@@ -144,15 +148,34 @@ class FeatureCache(FreezeCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        # of two, the first serves: the other would take what the first does to the model for a change of it
-        if self._cache is not None and not self._cache.off and not _is_wrapped(pl_module):
-            step = pl_module.training_step
-            pl_module.__dict__["training_step"] = update_wrapper(partial(_cached, self._cache, step), step)
+        self._wrap(pl_module, "training_step")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        _unwrap(pl_module)
+        _unwrap(pl_module, "training_step")
         if self._loaders is not None:
             self._loaders.check()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        if self._cache is not None:
+            self._cache.turn()
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._wrap(pl_module, "validation_step")
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        _unwrap(pl_module, "validation_step")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self._cache is not None:
+            self._cache.turn()
+
+    def _wrap(self, pl_module: LightningModule, name: str) -> None:
+        # of two, the first serves: the other would take what the first does to the model for a change of it
+        if self._cache is not None and not self._cache.off and not _is_wrapped(pl_module, name):
+            step = getattr(pl_module, name)
+            pl_module.__dict__[name] = update_wrapper(partial(_cached, self._cache, step), step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._cache is not None:
@@ -171,7 +194,8 @@ class FeatureCache(FreezeCallback):
         super().teardown(trainer, pl_module, stage)
 
     def _close(self, pl_module: LightningModule) -> None:
-        _unwrap(pl_module)
+        for name in _STEPS:
+            _unwrap(pl_module, name)
         if self._cache is not None:
             self._cache.close()
             self._cache = None
@@ -181,21 +205,22 @@ class FeatureCache(FreezeCallback):
 
 
 def _cached(cache: FrozenMemo | None, step: Any, *args: Any, **kwargs: Any) -> Any:
-    """`training_step` while a batch is trained; in a copy of the module there is no cache."""
-    return step(*args, **kwargs) if cache is None else cache.run(step, *args, **kwargs)
+    """A step of the module while a batch is worked on; in a copy of the module there is no cache."""
+    if cache is None:
+        return step(*args, **kwargs)
+    return (cache.run if torch.is_grad_enabled() else cache.evaluate)(step, *args, **kwargs)
 
 
-def _is_wrapped(pl_module: LightningModule) -> bool:
-    found = vars(pl_module).get("training_step")
+def _is_wrapped(pl_module: LightningModule, name: str) -> bool:
+    found = vars(pl_module).get(name)
     return isinstance(found, partial) and found.func is _cached
 
 
-def _unwrap(pl_module: LightningModule) -> None:
-    if _is_wrapped(pl_module):
-        found = pl_module.__dict__["training_step"]
-        del pl_module.__dict__["training_step"]
-        if getattr(found.args[1], "__func__", None) is not type(pl_module).training_step:
-            pl_module.__dict__["training_step"] = found.args[1]
+def _unwrap(pl_module: LightningModule, name: str) -> None:
+    if _is_wrapped(pl_module, name):
+        found = pl_module.__dict__.pop(name)
+        if getattr(found.args[1], "__func__", None) is not getattr(type(pl_module), name):
+            pl_module.__dict__[name] = found.args[1]
 
 
 def _impossible(trainer: Trainer, pl_module: LightningModule) -> str:

@@ -659,11 +659,11 @@ def test_a_compiled_part_turns_it_off() -> None:
     assert "'mid' is compiled" in both(compiled, epochs=2)[1].warned[0]
 
 
-def test_validation_is_never_served() -> None:
+def test_validation_has_the_values_it_has_without() -> None:
     class Seen(Model):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             out = self.features(batch[0])
-            assert type(out) is Tensor
+            assert isinstance(out, Tensor)
             assert out.stride()[0] > 0
             self.losses.append(out.double().sum().item())
 
