@@ -21,5 +21,5 @@ def gloo() -> Iterator[None]:
 def every_step_is_worth_looking_up() -> Iterator[None]:
     """The models of tests are so small that the cache would leave them alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_freeze.cache.worth.RATIO", math.inf)
+        patch.setattr("lightning_freeze.cache.worth.RATIOS", (math.inf, math.inf))
         yield

@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import median
 from time import perf_counter
 
-RATIO = 2.0  # how much longer looking up has to take than what is frozen, until steps are left alone
+RATIOS = 2.0, 1.25  # how much longer looking up has to take than what is frozen, in steps that compute and store, and
+# in served ones, until steps are left alone
 _SAMPLES, _WARM = 12, 3  # steps that are timed, and steps before them
 _GLANCE = 16  # steps that are left alone between two looks at what is frozen
 _MISSES, _LONGEST = 4, 256  # steps without a known row before some are left alone, and how many at most at a time
@@ -56,6 +57,7 @@ class Worth:
         self._rows = False
         self._misses = self._gap = self._left = self._steps = 0
         self._own: list[float] = []
+        self._served = 0
         self._computing: list[float] = []
 
     def epoch_start(self, rows: bool) -> None:
@@ -99,8 +101,11 @@ class Worth:
         """
         self._steps += 1
         self._computing += [] if served or len(self._computing) == _SAMPLES else [computing]
-        self._own += [own] if self._steps > _WARM and len(self._own) < _SAMPLES else []
+        if self._steps <= _WARM or len(self._own) == _SAMPLES:
+            return
+        self._own.append(own)
+        self._served += served
         if len(self._own) == _SAMPLES and self._computing:
             mine, theirs = median(self._own), median(self._computing)
-            if mine > RATIO * theirs:
+            if mine > RATIOS[self._served > _SAMPLES // 2] * theirs:
                 self.why = f"what is frozen takes {theirs * 1e3:.2f} ms per step, and looking it up {mine * 1e3:.2f} ms"

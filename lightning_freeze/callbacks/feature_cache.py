@@ -33,7 +33,7 @@ class FeatureCache(FreezeCallback):
     in eval mode and deterministic, and keeps whatever the trainable part takes from them: skip connections, several
     towers, masks. Rows are known by a 128-bit checksum of what went in, so loaders and samplers are not touched, and an
     augmented image is computed like any new one. In a fit, validation is served too. Steps run as they are
-    where looking up takes more than twice as long as what is frozen.
+    where looking up takes longer than what is frozen.
 
     With `views=K` the training data change: each sample comes in at most K augmented versions, then in the first again,
     so that augmented rows are found too. In epoch e it comes in version e mod K, drawn from (seed of the run, version,

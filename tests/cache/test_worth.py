@@ -33,15 +33,17 @@ def test_the_first_epoch_is_looked_at_whole() -> None:
     assert looked(own, 100) == [*range(100)]
 
 
-@pytest.mark.parametrize(("share", "left"), [(3.0, True), (1.5, False)])
+@pytest.mark.parametrize(
+    ("share", "served", "left"), [(3.0, False, True), (1.5, False, False), (3.0, True, True), (1.1, True, False)]
+)
 def test_a_frozen_part_that_is_faster_than_looking_up_is_left_alone(
-    share: float, left: bool, monkeypatch: pytest.MonkeyPatch
+    share: float, served: bool, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worth, "RATIO", 2.0)
+    monkeypatch.setattr(worth, "RATIOS", (2.0, 1.25))
     own = Worth()
     own.timed(9.0, 1e-3, False)  # the first steps take longer
     for _ in range(20):
-        own.timed(share * 1e-3, 1e-3, False)
+        own.timed(share * 1e-3, 0.0 if served else 1e-3, served)
     assert [own.skips() for _ in range(40)].count(True) == (37 if left else 0)
     assert own.why == ("what is frozen takes 1.00 ms per step, and looking it up 3.00 ms" if left else "")
 
@@ -56,7 +58,7 @@ def test_time_belongs_to_who_had_the_turn() -> None:
 def test_a_small_frozen_part_is_said_and_left_alone_until_another_one_is_frozen(
     ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worth, "RATIO", ratio)
+    monkeypatch.setattr(worth, "RATIOS", (ratio, ratio))
     said: list[str] = []
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)).requires_grad_(False)
     model[2].requires_grad_(True)

@@ -18,7 +18,7 @@ from lightning_freeze import FeatureCache
 from lightning_freeze.cache import worth
 
 torch.set_num_threads(1)
-worth.RATIO = math.inf  # the model is so small that the cache would leave it alone
+worth.RATIOS = math.inf, math.inf  # the model is so small that the cache would leave it alone
 warnings.filterwarnings("ignore")
 KILLED_AFTER = 45  # optimizer steps, of which an epoch has 20
 

@@ -18,7 +18,7 @@ from lightning_freeze.cache import worth
 from lightning_freeze.trainer.session import session_of
 
 torch.set_num_threads(1)
-worth.RATIO = math.inf  # the models are so small that the cache would leave them alone
+worth.RATIOS = math.inf, math.inf  # the models are so small that the cache would leave them alone
 warnings.filterwarnings("ignore")
 
 
