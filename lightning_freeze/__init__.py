@@ -49,6 +49,8 @@ _HOMES = {
     "Stage": "stages.stage",
 }
 
+_MODULES = ("migrate",)  # public, and not named in `__all__`: `import *` brings callbacks and functions
+
 __all__ = [
     "AnchorWeights",
     "BatchNormEval",
@@ -92,6 +94,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"lightning_freeze.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'lightning_freeze' has no attribute '{name}'")
     found = getattr(import_module(f"lightning_freeze.{_HOMES[name]}"), name)
@@ -100,4 +104,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *_MODULES])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 from lightning_freeze.optim.group_options import options_text
@@ -58,6 +59,42 @@ def name_slots(slots: Sequence[Slot], given: Sequence[Any]) -> None:
     for place, slot in enumerate(slots):
         if any(slot.name == other.name for other in slots[:place]):
             slot.name = f"{slot.name}/{place}"
+
+
+class Occupancy:
+    """Which parameters are in their slots.
+
+    Args:
+        slots: all slots of an optimizer; at first everything is in its slot.
+        members: for each slot the lists of its group, with one entry per name of the slot.
+    """
+
+    def __init__(self, slots: Sequence[Slot], members: Sequence[Mapping[str, list[Any]]]) -> None:
+        self._members = members
+        self._flags = [bytearray(b"\1") * len(slot.names) for slot in slots]
+        self._place_of = {
+            name: (place, position) for place, slot in enumerate(slots) for position, name in enumerate(slot.names)
+        }
+
+    def __contains__(self, name: str) -> bool:
+        place, position = self._place_of.get(name, (None, 0))
+        return place is not None and bool(self._flags[place][position])
+
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Those of these names that belong to a slot."""
+        return [name for name in names if name in self._place_of]
+
+    def set(self, names: Iterable[str], present: bool) -> set[int]:
+        """Put parameters into their slots or out of them; returns the places of these slots."""
+        places = set()
+        for place, position in map(self._place_of.__getitem__, names):
+            self._flags[place][position] = present
+            places.add(place)
+        return places
+
+    def lists(self, place: int) -> dict[str, list[Any]]:
+        """The lists of a slot's group: whoever is in the slot now."""
+        return {key: list(compress(whole, self._flags[place])) for key, whole in self._members[place].items()}
 
 
 Placement = Literal["keep", "drop", "cpu"]

@@ -21,7 +21,7 @@ from lightning_freeze.errors import OptimizerError, ResumeError
 from lightning_freeze.model.dtensors import cut_like
 from lightning_freeze.optim.group_options import RATES, changed
 from lightning_freeze.optim.scheduler_lists import check_lists, reindex, scaled, schedulers_of
-from lightning_freeze.optim.slots import Placement, Slot, name_slots
+from lightning_freeze.optim.slots import Occupancy, Placement, Slot, name_slots
 from lightning_freeze.optim.state import (
     COUNTERS,
     Aside,
@@ -86,8 +86,8 @@ class SlottedOptimizer:
         self._fills_at_construction = bool(optimizer.state)  # Adagrad: step() expects the state to be there
         self._given_names: dict[str, str] = {}
         self._split(schedulers, name_of, labels, factors, kinds or {}, options or {})
-        self._slot_of = {name: place for place, slot in enumerate(self.slots) for name in slot.names}
-        self._present = set(self._slot_of)
+        named = [self._members(slot.names, bool(self._given_names)) for slot in self.slots]
+        self._present = Occupancy(self.slots, named)
         for name in self.parameters:  # those that joined were not there at construction
             self._fill(name)
         vars(optimizer)[_SLOTTED] = self
@@ -173,21 +173,18 @@ class SlottedOptimizer:
             leaving: names of parameters that stop training -> what to do with their state.
         """
         # in the order given, alike on all ranks: torch goes through `optimizer.state` in its order to gather it
-        out, into = ([name for name in names if name in self._slot_of] for names in (leaving, coming))
+        out, into = self._present.known(leaving), self._present.known(coming)
         if self.optimizer.state:
             for name in out:
                 self._set_aside(name, leaving[name])
-        self._present.difference_update(out)
-        self._present.update(into)
-        touched = sorted(set(map(self._slot_of.__getitem__, [*out, *into])))
+        touched = sorted(self._present.set(out, False) | self._present.set(into, True))
         for place in touched:
             slot, group = self.slots[place], self.optimizer.param_groups[place]
             if not group["params"]:
                 slot.since = self.steps
                 set_counters(group, slot.counters)
-            names = [name for name in slot.names if name in self._present]
-            group.update(self._members(names, "param_names" in group))
-            if not names:
+            group.update(self._present.lists(place))
+            if not group["params"]:
                 slot.counters = {key: copy.deepcopy(group[key]) for key in COUNTERS if key in group}
         if self._aside or self._fills_at_construction:
             for name in into:

@@ -30,7 +30,7 @@ from lightning_freeze.stages.discovery import StagesPending
 from lightning_freeze.trainer import averaging, swa
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 from lightning_freeze.trainer.auto_stages import AutoStages
-from lightning_freeze.trainer.compiling import Compiling
+from lightning_freeze.trainer.compiling import Compiling, regions_of
 from lightning_freeze.trainer.ddp import rebuild
 from lightning_freeze.trainer.fsdp_checkpoints import peek, restore_loading, shadow_loading
 from lightning_freeze.trainer.lr_finder import FoundRates
@@ -132,8 +132,11 @@ class Session:
             return
         self.waits = False
         self._slotted[:] = self.reconciler.optimizers
-        if getattr(model, "_compiler_ctx", None) or any(is_compiled(s.module) for s in self.reconciler.index.spans):
-            self._compiling = Compiling(len(set(self.reconciler.labels.values())) + 2 * len(self.policies))
+        compiled = [span.module for span in self.reconciler.index.spans if is_compiled(span.module)]
+        compiled += [model] if getattr(model, "_compiler_ctx", None) else []
+        if compiled:
+            changes = len(set(self.reconciler.labels.values())) + 2 * len(self.policies)
+            self._compiling = Compiling(changes, regions_of(compiled))
         if unused:
             _rebuild(trainer.strategy, unused)  # a session that freezes nothing needs no more
         self._found = FoundRates(self._callbacks)

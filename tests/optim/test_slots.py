@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_freeze.optim.slots import PLACEMENTS, Slot, name_slots
+from lightning_freeze.optim.slots import PLACEMENTS, Occupancy, Slot, name_slots
 
 
 def named(*slots: tuple[str, float, int], given_names: list[str | None]) -> list[str]:
@@ -40,3 +40,14 @@ def test_names_are_unique(slots: list[tuple[str, float, int]]) -> None:
 
 def test_what_is_kept_wins_over_what_is_dropped() -> None:
     assert PLACEMENTS == ("keep", "cpu", "drop")
+
+
+def test_parameters_leave_their_slots_and_return_in_the_order_of_the_slot() -> None:
+    slots = [Slot("a", "", 1.0, 0, ["a", "b", "c"]), Slot("d", "", 1.0, 0, ["d"])]
+    present = Occupancy(slots, [{"params": [1, 2, 3], "param_names": ["a", "b", "c"]}, {"params": [4]}])
+    assert present.set(present.known(["c", "a", "unknown"]), False) == {0}
+    assert present.lists(0) == {"params": [2], "param_names": ["b"]}
+    assert ["a" in present, "b" in present, "unknown" in present] == [False, True, False]
+    assert present.set(["c", "a"], True) == {0}
+    assert present.lists(0)["params"] == [1, 2, 3]
+    assert present.lists(1) == {"params": [4]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_freeze import BatchNormEval, GradualUnfreeze
-from lightning_freeze.trainer.compiling import limits
+from lightning_freeze.trainer.compiling import Compiling, limits, regions_of
 
+HAS_REGIONS = "recompile_limit" in inspect.signature(torch.compile).parameters
 STAGES = [f"layers.{k}" for k in range(9, -1, -1)]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 
@@ -68,11 +70,26 @@ def test_every_stage_is_compiled_and_trains_as_it_does_uncompiled(how: str, capl
     # blocks of one class share graphs, and torch 2.6 needs fewer than there are stages
     if how != "blocks" and torch.__version__ >= "2.7":
         assert all(later > sooner for sooner, later in zip(model.graphs, model.graphs[1:], strict=False))
-    assert min(model.limits) > len(STAGES)
+    # torch has a limit for each compiled region by now: another compiled function keeps its own
+    assert all(limit == before[0] if HAS_REGIONS else limit > len(STAGES) for limit in model.limits)
     assert limits() == before
+    assert not any(region._recompile_limit for layer in model.layers for region in regions_of([layer]))
     assert moved(start, tensors(model)) == {name for name, _ in model.named_parameters()}
     for name, value in tensors(plain).items():
         torch.testing.assert_close(tensors(model)[name], value)
+
+
+@pytest.mark.skipif(not HAS_REGIONS, reason="this torch has one limit for all compiled functions")
+def test_a_region_keeps_the_limit_that_it_was_given_and_more_room_is_added_to_it() -> None:
+    layer = nn.Linear(2, 2)
+    given = torch.compile(layer, backend="eager", recompile_limit=3)
+    regions, before = regions_of([given]), limits()
+    assert [region._recompile_limit for region in regions] == [3] * len(regions)
+    room = Compiling(5, regions)
+    assert [region._recompile_limit for region in regions] == [27] * len(regions)
+    assert limits()[0] == before[0]
+    room.close()
+    assert [region._recompile_limit for region in regions] == [3] * len(regions)
 
 
 def test_a_stage_without_gradients_is_said() -> None:
