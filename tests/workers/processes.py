@@ -32,7 +32,7 @@ def launch(script: str, *arguments: object, killed: bool = False, timeout: float
     """
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=_environment(**variables), start_new_session=True, **pipes) as job:
+    with subprocess.Popen(command, env=environment(**variables), start_new_session=True, **pipes) as job:
         try:
             said, _ = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -81,7 +81,8 @@ def run_alone(script: str, *arguments: object, timeout: float = 200) -> None:
         assert code == 0, log.read_text()[-3000:]
 
 
-def _environment(**variables: str) -> dict[str, str]:
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a job: nothing that another job has left behind, and the folders of the tests."""
     kept = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
     path = os.pathsep.join(dict.fromkeys([*FOLDERS, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
@@ -90,7 +91,7 @@ def _environment(**variables: str) -> dict[str, str]:
 def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["processes_preloaded"])
-    os.environ["PYTHONPATH"] = _environment()["PYTHONPATH"]
+    os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     return context
 
 
@@ -118,8 +119,8 @@ def _alone(script: str, arguments: list[str], log: str, **variables: str) -> Non
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    environment = _environment(**variables)
+    wanted = environment(**variables)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(wanted)
     sys.argv = [script, *arguments]
     import_module(script.removesuffix(".py")).main(*arguments)
