@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -15,11 +14,3 @@ def gloo() -> Iterator[None]:
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     yield
     dist.destroy_process_group()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def every_step_is_worth_looking_up() -> Iterator[None]:
-    """The models of tests are so small that the cache would leave them alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_freeze.cache.worth.RATIOS", (math.inf, math.inf))
-        yield

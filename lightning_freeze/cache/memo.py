@@ -74,7 +74,6 @@ class FrozenMemo:
         self._stood: dict[nn.Module, Any] = {}
         self._new_epoch = False
         self._worth = Worth()
-        self._on_cpu = all(parameter.device.type == "cpu" for parameter in self._parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copy of a model or a callback leaves the memo behind
@@ -86,17 +85,17 @@ class FrozenMemo:
         if self.off or self._step is not None or self._worth.skips():
             return step(*args, **kwargs)
         self._look_around()
-        if self.off or self._worth.why:
+        if self.off:
             return step(*args, **kwargs)
         own = Step(self._library, batch_rows((args, kwargs)))
         result = self._within(own, step, args, kwargs)
-        self._weigh(own)
+        self._worth.after(own.lookups.rows, own.lookups.found)
         return result
 
     def evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As `run`, of a step that trains nothing: results that training has needed are served, and no others kept."""
         state = [parameter.requires_grad for parameter in self._parameters], settings()
-        if self.off or self._step is not None or self._eligible is None or self._worth.why:
+        if self.off or self._step is not None or self._eligible is None:
             return step(*args, **kwargs)
         if state != (self._flags, self._settings):
             return step(*args, **kwargs)
@@ -107,7 +106,6 @@ class FrozenMemo:
         spare_from_compiler()
         self._library.number += 1
         self._step = own
-        own.clock.turn("own")
         try:
             with self._standing_before():
                 result = self._run(own, step, args, kwargs)
@@ -116,30 +114,17 @@ class FrozenMemo:
             self.rows, self.hits = self.rows + own.lookups.rows, self.hits + own.work.hits
             self._step = None
         self._after()
-        own.clock.turn("step")
         return result
 
     def _run(self, own: Step, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        own.clock.turn("step")
         try:
             result = step(*args, **kwargs)
         except BaseException:
             with suppress(Exception):
                 own.finish()
             raise
-        own.clock.turn("own")
         own.finish()
         return result
-
-    def _weigh(self, own: Step) -> None:
-        """Are the next steps worth looking up? On a GPU nobody knows what they take."""
-        self._worth.after(own.lookups.rows, own.lookups.found)
-        if own.observed or not self._on_cpu:
-            return
-        seconds = own.clock.seconds
-        self._worth.timed(seconds["own"], seconds["computing"], own.work.hits > 0)
-        if self._worth.why:
-            self.say(f"FeatureCache waits until something else is frozen: {self._worth.why}")
 
     def _look_around(self) -> None:
         """Begin anew when what trains has changed."""

@@ -27,7 +27,6 @@ from lightning_freeze.cache.results import facts_of
 from lightning_freeze.cache.seal import version_of
 from lightning_freeze.cache.trees import Unknown, flatten, rebuild
 from lightning_freeze.cache.work import Work
-from lightning_freeze.cache.worth import Clock
 
 
 class Step:
@@ -41,13 +40,11 @@ class Step:
     Attributes:
         lookups: what is known of rows.
         work: gives values.
-        clock: whose time is what.
-        observed: a module was watched.
     """
 
     def __init__(self, library: Library, batch: int | None, trains: bool = True) -> None:
-        self.lookups, self.clock, self.observed = Lookups(trains), Clock(), False
-        self.work = Work(self.lookups, self.clock)
+        self.lookups = Lookups(trains)
+        self.work = Work(self.lookups)
         self._active = True
         self._library = library
         self._operations = Operations(self, library, batch)
@@ -65,13 +62,6 @@ class Step:
         """A frozen module is called."""
         if part.whole is False or not self._watches:
             return original(*args, **kwargs)
-        who = self.clock.turn("own")
-        try:
-            return self._called(part, original, args, kwargs, who)
-        finally:
-            self.clock.turn(who)
-
-    def _called(self, part: Part, original: Callable[..., Any], args: Any, kwargs: Any, who: str) -> Any:
         tensors: list[Tensor] = []
         try:
             spec = flatten((args, tuple(kwargs.items())), tensors)
@@ -79,28 +69,20 @@ class Step:
             if part.whole is None:
                 part.judge("is given objects or lists", final=True)
             self.realize(args, kwargs)
-            return self._as_it_is(original, args, kwargs, who)
+            return original(*args, **kwargs)
         if torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
-            return self._as_it_is(original, args, kwargs, who)
+            return original(*args, **kwargs)
         token = part.check()
         with torch._C.DisableTorchFunctionSubclass():
             op = self._operations.of_module(part, original, spec, tensors, token) if token else None
         if op is None or op.kind.barred:
             self.realize(args, kwargs)
-            return self._as_it_is(original, args, kwargs, who)
+            return original(*args, **kwargs)
         return self._observed(part, original, op) if part.whole is None else self._do(op)
-
-    def _as_it_is(self, function: Callable[..., Any], args: Any, kwargs: Any, who: str) -> Any:
-        """Call it, in the time of whoever has called; what it calls is asked in its turn."""
-        own = self.clock.turn(who)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self.clock.turn(own)
 
     def _observed(self, part: Part, original: Callable[..., Any], op: Op) -> Any:
         """The first call: it is run as a whole, and watched."""
-        values, self.observed = [self.work.given(one) for one in op.inputs], True
+        values = [self.work.given(one) for one in op.inputs]
 
         def call(probes: list[Tensor]) -> Any:
             args, pairs = rebuild(op.spec, iter(probes))
@@ -118,20 +100,13 @@ class Step:
         found = lazies((args, kwargs))
         if any(lazy.node is None for lazy in found):
             return func(*plain(args), **plain(kwargs))
-        who = self.clock.turn("own")
-        try:
-            return self._met(func, args, kwargs, found[0], who)
-        finally:
-            self.clock.turn(who)
-
-    def _met(self, func: Any, args: Any, kwargs: Any, lazy: Lazy, who: str) -> Any:
         op = None
         if self._watches:
             with torch._C.DisableTorchFunctionSubclass():
-                op = self._operations.of_function(func, args, kwargs, lazy)
+                op = self._operations.of_function(func, args, kwargs, found[0])
         if op is None or op.kind.barred:
             self.realize(args, kwargs)
-            return self._as_it_is(func, args, kwargs, who)
+            return func(*args, **kwargs)
         return self._do(op, in_place=args[0] if is_in_place(func, kwargs) else None)
 
     # ---- computed, or put off

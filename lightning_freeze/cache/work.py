@@ -17,7 +17,6 @@ from lightning_freeze.cache.lookups import Lookups
 from lightning_freeze.cache.seal import version_of
 from lightning_freeze.cache.shelf import Lookup, put_rows, rows_first
 from lightning_freeze.cache.trees import flatten, rebuild
-from lightning_freeze.cache.worth import Clock
 from lightning_freeze.errors import FreezeError
 
 _Done = dict[tuple[int, int], Tensor]
@@ -28,28 +27,26 @@ class Work:
 
     Args:
         lookups: what is known of rows.
-        clock: of the step.
 
     Attributes:
         inside: something is computed, and what is called meanwhile runs as it is.
         hits: rows that were served.
     """
 
-    def __init__(self, lookups: Lookups, clock: Clock) -> None:
+    def __init__(self, lookups: Lookups) -> None:
         self.inside, self.hits = False, 0
-        self._lookups, self._clock = lookups, clock
+        self._lookups = lookups
         self._of_some: dict[tuple[int, ...], _Done] = {}
         self._ops: list[Op] = []
 
     @contextmanager
     def left_alone(self) -> Iterator[None]:
         """Let what is called run as it is."""
-        inside, self.inside, who = self.inside, True, self._clock.turn("computing")
+        inside, self.inside = self.inside, True
         try:
             yield
         finally:
             self.inside = inside
-            self._clock.turn(who)
 
     def value(self, lazy: Lazy) -> Tensor:
         """The values of a lazy tensor."""

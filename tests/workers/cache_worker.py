@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import warnings
@@ -15,10 +14,8 @@ import torch
 from cached_models import Model, Rows, frozen
 
 from lightning_freeze import FeatureCache
-from lightning_freeze.cache import worth
 
 torch.set_num_threads(1)
-worth.RATIOS = math.inf, math.inf  # the model is so small that the cache would leave it alone
 warnings.filterwarnings("ignore")
 KILLED_AFTER = 45  # optimizer steps, of which an epoch has 20
 

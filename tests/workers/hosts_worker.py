@@ -103,7 +103,7 @@ def main(path: str, how: str = "", rank: str = "1", every: str = str(STEPS)) -> 
     saves = ModelCheckpoint(
         folder, "{step}", every_n_train_steps=int(every), save_top_k=-1, auto_insert_metric_name=False
     )
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: Any = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(
         accelerator="cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]), num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
         strategy=DDPStrategy(timeout=timedelta(seconds=90)), max_epochs=EPOCHS, num_sanity_val_steps=0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ import torch.distributed as dist
 from cached_models import Model, Rows, frozen, gradual
 
 from lightning_freeze import FeatureCache
-from lightning_freeze.cache import worth
 from lightning_freeze.trainer.session import session_of
 
 torch.set_num_threads(1)
-worth.RATIOS = math.inf, math.inf  # the models are so small that the cache would leave them alone
 warnings.filterwarnings("ignore")
 
 
