@@ -1,4 +1,4 @@
-"""A pull back to the pretrained weights, in place of weight decay's pull to zero."""
+"""Pull weights back to their pretrained values, instead of to zero as weight decay does."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ class _Pulled:
 
 
 class AnchorWeights(FreezeCallback):
-    """After each optimizer step, move what trains a little way back to where it started.
+    """After each optimizer step, move trainable parameters slightly back to their start values.
 
-    `w += lr * strength * (w_start - w)`: L2-SP (Li et al., 2018, arXiv:1802.01483) as a decoupled decay, as in AdamW.
-    `lr` is the rate that the step used, with all factors. `w_start` is the value when the first fit began; a resumed
-    run takes it from the checkpoint. A parameter that a step does not move (no gradient) is not pulled. 0 leaves the
-    weights free; from `lr * strength` = 1 on they stay where they started.
+    `w += lr * strength * (w_start - w)`: L2-SP (Li et al., 2018, arXiv:1802.01483), decoupled like the weight decay of
+    AdamW. `lr` is the rate of the step with all factors. `w_start` is the value at the start of the first fit; a
+    resumed run takes it from the checkpoint. A parameter that a step does not move (no gradient) is not pulled. With
+    strength 0 the weights are free; with `lr * strength` of 1 or more they stay at their start.
 
     Args:
-        strength: of the top stage; per unit of the learning rate, as `weight_decay` of AdamW.
-        patterns: what is pulled (see `select`). Leave out what starts at random: `["*", "!model.fc"]`.
-        decay: strength of stage k below the top is `strength / decay**k`, 0 < decay <= 1.
-        device: "cpu" keeps the start values in host memory and copies them over for each step; "model" keeps them
-            beside the parameters.
-        stages: the stages that `decay` counts. None: those of the `GradualUnfreeze` beside it, else "auto".
+        strength: strength for the top stage, per unit of the learning rate, like `weight_decay` of AdamW.
+        patterns: the parameters to pull (see `select`). Exclude those with random start values: `["*", "!model.fc"]`.
+        decay: the strength of stage k below the top is `strength / decay**k`, 0 < decay <= 1.
+        device: "cpu" keeps the start values in host memory and copies them to the device in each step; "model" keeps
+            them on the device of the parameters.
+        stages: the stages for `decay`. None: those of the `GradualUnfreeze` in the same Trainer, else "auto".
         verbose: print the table at the start, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work.
+        PatternError: at setup, a pattern matches nothing.
 
     Examples:
         >>> AnchorWeights(0.5, ["*", "!model.fc"]).strength

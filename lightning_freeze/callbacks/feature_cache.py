@@ -1,4 +1,4 @@
-"""Outputs of what is frozen, computed once and used again."""
+"""Compute the outputs of frozen modules once, and reuse them."""
 
 from __future__ import annotations
 
@@ -26,37 +26,36 @@ _STEPS = ("training_step", "validation_step")
 
 
 class FeatureCache(FreezeCallback):
-    """Compute what frozen modules return once per distinct input row, and use it again.
+    """Compute the outputs of frozen modules once per distinct input row, and reuse them.
 
-    Weights, losses, logs, counters and random state are those of the run without it, bit for bit, and `training_step`
-    runs exactly as often: what a step needs and is not stored is computed. It finds by itself which modules are frozen,
-    in eval mode and deterministic, and keeps whatever the trainable part takes from them: skip connections, several
-    towers, masks. Rows are known by a 128-bit checksum of what went in, so loaders and samplers are not touched, and an
-    augmented image is computed like any new one. In a fit, validation is served too. Steps run as they are
-    where looking up takes longer than what is frozen.
+    Weights, losses, logs, counters and random state are those of the run without the cache, bit for bit, and
+    `training_step` runs exactly as often. Anything a step needs that is not stored is computed. The cache finds the
+    modules that are frozen, in eval mode and deterministic, and stores everything that the trainable part uses of their
+    outputs: skip connections, several towers, masks. Rows are identified by a 128-bit checksum of the input, so loaders
+    and samplers are not changed, and an augmented image is computed like any new one. Validation within a fit is served
+    too.
 
-    With `views=K` the training data change: each sample comes in at most K augmented versions, then in the first again,
-    so that augmented rows are found too. In epoch e it comes in version e mod K, drawn from (seed of the run, version,
-    sample) by the dataset's own transforms: the random state of Python, NumPy and torch is set around `__getitem__`, in
-    workers too, and put back. A resumed run goes on with the same versions.
+    `views=K` changes the training data: each sample has at most K augmented versions, so that rows of augmented samples
+    come again. Epoch e shows version e mod K. The dataset's own transforms draw it from (seed of the run, version,
+    sample): the random state of Python, NumPy and torch is set around `__getitem__`, in workers too, and restored. A
+    resumed run continues with the same versions.
 
     Args:
-        storage: "memory" of each process, or "disk": files that all processes share, of which each finds what the
-            others have computed; they are removed at the end.
-        dir: folder of the files; None: that for temporary files.
-        max_gb: GiB that rows may take at most, of all processes that share them; when it is full, the rows that are
-            there are used and the others computed.
-        persist: the files stay in `dir`. A later run, another trial of a sweep or a relaunch finds the rows of a part
-            that is frozen with the same weights, code and torch on the same kind of device; any other does not.
+        storage: "memory" of each process, or "disk": files that all processes share and that are deleted at the end.
+        dir: folder of the files; None: the folder for temporary files.
+        max_gb: limit in GiB for the rows of all processes that share them. When it is reached, stored rows are used and
+            other rows are computed.
+        persist: whether the files stay in `dir`. A later run, another trial of a sweep or a relaunch finds the rows of
+            a frozen part with the same weights, code and torch version on the same kind of device. The command
             `lightning-freeze cache DIR` lists and clears them.
-        verify: compare rows with computed ones before they are used for the first time.
-        views: augmented versions of each sample, at most; None: as the loader gives them. The loader has to be a torch
-            DataLoader over a map-style dataset. What is drawn elsewhere (in `collate_fn`, on the device, by a generator
-            that the dataset keeps) is not covered.
-        verbose: print what is kept, and what it saved, whenever that part of the model changes, on rank 0.
+        verify: whether to compare stored rows with computed ones before they are first used.
+        views: maximum number of augmented versions of each sample; None: samples as the loader gives them. The loader
+            must be a torch DataLoader over a map-style dataset. Random numbers drawn elsewhere (in `collate_fn`, on the
+            device, by a generator of the dataset) are not controlled.
+        verbose: print what is stored and what was saved, whenever the frozen part changes, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
+        PlanError: the arguments cannot work.
 
     Examples:
         >>> FeatureCache(max_gb=2).storage
@@ -172,7 +171,7 @@ class FeatureCache(FreezeCallback):
             self._cache.turn()
 
     def _wrap(self, pl_module: LightningModule, name: str) -> None:
-        # of two, the first serves: the other would take what the first does to the model for a change of it
+        # of two caches the first one serves: the other one would take its interception for a change of the model
         if self._cache is not None and not self._cache.off and not _is_wrapped(pl_module, name):
             step = getattr(pl_module, name)
             pl_module.__dict__[name] = update_wrapper(partial(_cached, self._cache, step), step)
@@ -205,7 +204,7 @@ class FeatureCache(FreezeCallback):
 
 
 def _cached(cache: FrozenMemo | None, step: Any, *args: Any, **kwargs: Any) -> Any:
-    """A step of the module while a batch is worked on; in a copy of the module there is no cache."""
+    """A step of the module while a batch is processed; a copy of the module has no cache."""
     if cache is None:
         return step(*args, **kwargs)
     return (cache.run if torch.is_grad_enabled() else cache.evaluate)(step, *args, **kwargs)

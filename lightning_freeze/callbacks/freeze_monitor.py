@@ -1,4 +1,4 @@
-"""What trains, how fast, and how large its gradients are: to the loggers, and as a picture of the whole run."""
+"""Log what trains, at what rate and with what gradient norms, and draw a picture of the run."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from lightning_freeze.trainer.session import session_of
 
 
 class FreezeMonitor(FreezeCallback):
-    """Log what trains and how fast, and draw the run: stages by time, coloured by rate.
+    """Log what trains and at what rate, and draw the run: stages over time, coloured by rate.
 
-    To every logger of the Trainer, every `log_every_n_steps`: `freeze/trainable_parameters`,
-    `freeze/unfrozen_stages`, and for each stage `freeze/lr/STAGE` (the rate that the last step used, warm-up
-    included) and `freeze/grad_norm/STAGE` (2-norm before clipping); both are 0 while the stage is frozen.
+    Every `log_every_n_steps`, each logger of the Trainer gets `freeze/trainable_parameters`, `freeze/unfrozen_stages`,
+    and for each stage `freeze/lr/STAGE` (the rate of the last step, warm-up included) and `freeze/grad_norm/STAGE` (the
+    2-norm before clipping). The last two are 0 while the stage is frozen.
 
     Args:
         log: whether to log.
-        plot: path of a PNG, SVG or PDF that is written when training ends or stops with an error, on rank 0: stages by
-            time, coloured by rate, unfreezings marked, the validation metric underneath (the one that a
-            `GradualUnfreeze` or a checkpoint monitors, else the first that validation logs). A file that cannot be
-            written is a warning.
+        plot: path of a PNG, SVG or PDF file, written on rank 0 when training ends or stops with an error. It shows
+            stages over time, coloured by rate, with unfreezings marked and the validation metric below (the metric that
+            a `GradualUnfreeze` or a checkpoint monitors, else the first that validation logs). If the file cannot be
+            written, there is a warning.
 
     Raises:
-        PlanError: `plot` has another ending, or matplotlib (the extra `plot`) is not installed.
+        PlanError: `plot` has another suffix, or matplotlib (the extra `plot`) is not installed.
 
     Examples:
         >>> FreezeMonitor(plot="run.svg").plot

@@ -1,4 +1,4 @@
-"""A factor per layer that is computed anew at each step, from moments or from norms."""
+"""Learning rate factors per layer, computed in each step from moments or norms."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _KINDS = {"moment_ratio": moment_ratios, "trust_ratio": trust_ratios, "gradient_
 
 
 class LayerAdaptiveLR(FreezeCallback):
-    """Multiply the rate of each group of parameters by a factor of its own in each step.
+    """Multiply the rate of each parameter group by a factor that is computed in each step.
 
-    "moment_ratio": the mean, over all elements of the group, of |m| / (sqrt(v) + eps), with the bias-corrected
-    moments of an Adam-family optimizer as they are when the step begins: near 1 where gradients agree from step to
-    step, small where they are noise. "trust_ratio": |w| / |g| over the group (LARS, You et al., 2017,
-    arXiv:1708.03888), with any optimizer. "gradient_ratio": |g| / |w| over the group, divided by the largest of all
-    groups of the optimizer, so at most 1 (Auto-RGN, Lee et al., 2023, arXiv:2210.11466). The factor is 1 where there is
-    nothing to compute it from: no state yet, or a norm of 0. Factors are applied around the update, so that no
-    scheduler sees them, and cost one synchronisation with the GPU per step.
+    "moment_ratio": the mean of |m| / (sqrt(v) + eps) over all elements of the group, with the bias-corrected moments of
+    an Adam-family optimizer at the start of the step: near 1 if gradients agree from step to step, small if they are
+    noise. "trust_ratio": |w| / |g| over the group (LARS, You et al., 2017, arXiv:1708.03888), with any optimizer.
+    "gradient_ratio": |g| / |w| over the group, divided by the largest ratio of all groups of the optimizer, so at most
+    1 (Auto-RGN, Lee et al., 2023, arXiv:2210.11466). The factor is 1 if it cannot be computed: no state yet, or a norm
+    of 0. Factors are applied around the update, so schedulers do not see them. They cost one synchronization with the
+    GPU per step.
 
     The factors of the last step are in `factors` (group -> factor), and logged as `factor/GROUP`.
 
@@ -39,16 +39,16 @@ class LayerAdaptiveLR(FreezeCallback):
         kind: "moment_ratio", "trust_ratio" or "gradient_ratio".
         min_factor: smallest factor.
         max_factor: largest factor.
-        stages: None: the groups that are there (yours, and the stages of the callbacks beside it). Otherwise as in
+        stages: None: the existing groups (yours, divided by the stages of other callbacks). Otherwise as in
             `GradualUnfreeze`: each stage is a group.
-        every: "step", or with "gradient_ratio" also "epoch": the factors of an epoch are those of the mean ratios over
-            the steps of the epoch before, and all 1 in the first.
+        every: "step", or with "gradient_ratio" also "epoch": the factors of an epoch come from the mean ratios of the
+            previous epoch; they are 1 in the first epoch.
         verbose: print the table at the start, on rank 0.
 
     Raises:
-        PlanError: arguments that cannot work.
-        OptimizerError: at the start, "moment_ratio" with an optimizer that keeps no `exp_avg` and `exp_avg_sq`.
-        PatternError: at setup, a pattern that matches nothing.
+        PlanError: the arguments cannot work.
+        OptimizerError: at the start, "moment_ratio" with an optimizer without `exp_avg` and `exp_avg_sq`.
+        PatternError: at setup, a pattern matches nothing.
 
     Examples:
         >>> LayerAdaptiveLR("trust_ratio", max_factor=2.0).max_factor

@@ -1,4 +1,4 @@
-"""Checkpoints of what moved: frozen tensors are left out, and checked when they are loaded."""
+"""Checkpoints without unchanged tensors, which are checked when a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lightning_freeze.trainer.slim import begin, slim_files, wrap_load_from_chec
 
 
 class SlimCheckpoint(FreezeCallback):
-    """Leave out of each checkpoint the tensors that have the bits they had when the first fit began.
+    """Leave tensors out of checkpoints that still have their bits from the start of the first fit.
 
-    Their fingerprints are kept. Whatever loads the checkpoint takes them from the module as it is built, after checking
-    them: `fit`, `validate`, `test` and `predict` with `ckpt_path` and this callback in the Trainer,
-    `load_from_checkpoint` once this class has been imported, and `merge_checkpoint` or `lightning-freeze merge`,
-    which make a full checkpoint. So build the module with the weights that the first fit began with; other weights
-    are a `ResumeError`. All bits are compared at each save, whether a tensor is meant to be frozen or not. Copies
-    elsewhere in a checkpoint, such as averages of frozen weights, are left out as well. Optimizer state is not:
-    `FreezeLayers(optimizer_state="drop")` keeps that of layers that have been frozen out of the file.
+    A checkpoint stores the fingerprints of these tensors. Loading checks the fingerprints and takes the tensors from
+    the module as built. These ways of loading work: `fit`, `validate`, `test` and `predict` with `ckpt_path` and this
+    callback in the Trainer; `load_from_checkpoint` after this class was imported; `merge_checkpoint` and
+    `lightning-freeze merge`, which make a full checkpoint. So build the module with the weights of the first fit; other
+    weights raise a `ResumeError`. Every save compares all bits, whether a tensor should be frozen or not. Copies
+    elsewhere in a checkpoint, such as averages of frozen weights, are left out too. Optimizer state is stored;
+    `FreezeLayers(optimizer_state="drop")` deletes the state of frozen layers.
 
-    Under FSDP and FSDP2 checkpoints stay whole, with a warning at the start.
+    Under FSDP and FSDP2, checkpoints stay whole, and a warning says so at the start.
 
     Raises:
-        ResumeError: when a checkpoint is loaded into a module with other weights.
+        ResumeError: a checkpoint is loaded into a module with other weights.
 
     Examples:
         >>> SlimCheckpoint().title

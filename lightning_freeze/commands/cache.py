@@ -1,4 +1,4 @@
-"""`lightning-freeze cache`: what FeatureCache(persist=True) has left in a folder."""
+"""`lightning-freeze cache`: list and clear the rows of FeatureCache(persist=True)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which folder, and what to do with it."""
+    """Add the folder and the option to clear it."""
     parser.add_argument("dir", metavar="DIR", type=Path, help="the dir of the callback")
     parser.add_argument("--clear", action="store_true", help="remove all rows, and nothing else in the folder")
 
 
 def run(options: argparse.Namespace) -> str:
-    """The table, or what was removed.
+    """The table of rows, or a line about the removed rows.
 
     Raises:
-        PlanError: there is no such folder, or it cannot be cleared.
+        PlanError: the folder does not exist or cannot be cleared.
     """
     if not options.dir.is_dir():
         raise PlanError(f"cache {options.dir}: there is no such folder.\n  Name the dir of FeatureCache(persist=True)")
@@ -67,7 +67,7 @@ def _table(kinds: list[dict[str, Any]]) -> str:
 
 
 def _age(moment: float) -> str:
-    """How long ago, in the largest unit that fits."""
+    """The time since a moment, in the largest unit that fits."""
     seconds = max(0.0, time.time() - moment)
     length, unit = next(((length, unit) for length, unit in _UNITS if seconds >= length), _UNITS[-1])
     return f"{seconds / length:.0f} {unit} ago"

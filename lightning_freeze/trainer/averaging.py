@@ -1,11 +1,11 @@
-"""Lightning's averages of weights, SWA and EMA, leave alone what is frozen.
+"""Keep frozen parameters out of Lightning's weight averages, SWA and EMA.
 
-At the end both write averages over all parameters, and SWA resets the statistics of every BatchNorm to fill them
-anew in an epoch of forwards: a held layer would be left with zeros. Their methods are shadowed on the instance
-for the length of a fit, and what is frozen at that moment is put back bit for bit.
+At the end both write averages over all parameters. SWA also resets the statistics of every BatchNorm to recompute them
+in an extra epoch, which would leave a held layer with zeros. During a fit their methods are shadowed on the instance,
+and frozen parameters and held statistics are restored bit for bit.
 
-Within the average itself, frozen parameters are the tensors of the model: they take no memory and no place in a
-checkpoint, and no rounding moves them. The average of a stage begins at the value that it is unfrozen with.
+In the average itself, frozen parameters share the tensors of the model: they take no memory and no space in a
+checkpoint, and rounding does not move them. The average of a stage starts with its value at the unfreezing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _METHODS = ("transfer_weights", "reset_batch_norm_and_save_state", "_copy_averag
 
 
 def protect(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
-    """Let averages beside us write only what trains, until `unprotect`.
+    """Let weight averages write only trainable parameters, until `unprotect`.
 
     Args:
-        callbacks: all of the Trainer.
-        view: returns the run as it is now.
+        callbacks: all callbacks of the Trainer.
+        view: returns a view of the current run.
     """
     for callback in _averages(callbacks):
         for method in _METHODS:
@@ -42,7 +42,7 @@ def protect(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
 
 
 def unprotect(callbacks: Sequence[Any]) -> None:
-    """Leave averages as they were before `protect`."""
+    """Undo `protect`."""
     for callback in _averages(callbacks):
         for method in _METHODS:
             vars(callback).pop(method, None)
@@ -69,9 +69,9 @@ def _protected(callback: Any, method: str, view: Callable[[], RunView], *args: A
 
 @torch.no_grad()
 def share(callbacks: Sequence[Any], model: Any, run: RunView) -> None:
-    """Let an average and its model share the tensors of frozen parameters; called after each change.
+    """Let an average and its model share the tensors of frozen parameters. Called after each change.
 
-    A parameter that has been unfrozen gets its own tensor in the average, with the value that it was unfrozen with.
+    An unfrozen parameter gets its own tensor in the average, with its value at the unfreezing.
 
     Args:
         callbacks: all callbacks of the Trainer.
@@ -91,7 +91,7 @@ def share(callbacks: Sequence[Any], model: Any, run: RunView) -> None:
 
 
 def _average_of(callback: Any) -> Any:
-    """The running average that a callback of Lightning keeps, or None: SWA keeps a plain copy."""
+    """The running average of a Lightning callback; None for SWA, which keeps a plain copy."""
     average = getattr(callback, "_average_model", None) if is_named(callback, "WeightAveraging") else None
     return average if hasattr(average, "update_parameters") else None
 
@@ -141,7 +141,7 @@ def _as_defined(cls: type, method: str) -> Any:
 
 @contextmanager
 def _kept(run: RunView) -> Iterator[None]:
-    """Put frozen parameters, and the buffers of held modules, back to the bits they have now."""
+    """Restore the current bits of frozen parameters and of buffers of held modules after a block."""
     index = run.index
     names = [name for name in index.parameters if name not in run.trainable] + buffers_of(index, run.held)
     before = {name: tensor.detach().clone() for name, tensor in tensors_of(index, names).items()}

@@ -1,7 +1,7 @@
-"""One look at a training step before it is run: what it uses, and in which order, without a trace.
+"""Examine a training step before it runs: which parameters it uses, and in which order.
 
-`training_step` runs once on a copy of the first batch. Nothing is logged, stepped or written: what would do so is
-replaced for the time, and what the step itself does to the module is undone.
+`training_step` runs once on a copy of the first batch. Loggers, optimizers and schedulers are replaced during this run,
+and changes of the module are undone.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from lightning_freeze.stages.looked_at import Look, read_look, without_loss
 from lightning_freeze.stages.usage import UsageMode
 from lightning_freeze.trainer._lightning import LightningModule, Trainer
 
-_QUIET = ("log", "log_dict", "print", "clip_gradients")  # methods of the module that a look must not run
+_QUIET = ("log", "log_dict", "print", "clip_gradients")  # methods of the module that must not run here
 
 
 @without_collection()
 def look_at(
     trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, *, thaw: bool = False
 ) -> tuple[Look, str]:
-    """The order of what can train, and why it is not that of the training step; "" where it is.
+    """The order of the parameters that can train, and why it is not that of the training step; "" if it is.
 
     Args:
-        trainer: of the fit, right before its first batch is trained.
-        module: not wrapped, on its device.
-        batch: as `training_step` will get it; a copy is used.
-        batch_idx: the same.
-        thaw: whether what requires no gradient can train as well.
+        trainer: the Trainer, right before its first batch is trained.
+        module: the module without wrappers, on its device.
+        batch: the batch for `training_step`; a copy is used.
+        batch_idx: its index.
+        thaw: whether parameters that require no gradient can train as well.
     """
     index = ModelIndex(module)
     trains = can_train(index, thaw=thaw)
@@ -76,7 +76,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _groups(trainer: Trainer, index: ModelIndex) -> list[list[str]]:
-    """The parameters of each optimizer, where there are several."""
+    """The parameters of each optimizer, if there are several."""
     held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in trainer.optimizers]
     named = [[name for p in parameters if (name := index.name_of(p)) is not None] for parameters in held]
     return named if len(named) > 1 else []
@@ -85,7 +85,7 @@ def _groups(trainer: Trainer, index: ModelIndex) -> list[list[str]]:
 def _run(
     trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, mode: UsageMode, saves: bool
 ) -> list[Tensor]:
-    """Run the step on a copy of the batch, and return what a gradient is asked of."""
+    """Run the step on a copy of the batch, and return the tensors that backward starts from."""
     losses: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(_stand_ins(trainer, module))
@@ -112,19 +112,19 @@ def _arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any
 
 
 def _drop(tensor: Tensor) -> None:
-    """Instead of an activation, nothing is kept for the backward pass."""
+    """Save nothing for the backward pass."""
 
 
 def _refuse(packed: object) -> Tensor:
     raise PlanError("training_step runs a backward pass by itself")
 
 
-# ---- what is replaced for the time of a look
+# ---- replacements during the run
 
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put an attribute in the place of another; in the instance or the class itself, not in what it inherits from."""
+    """Replace an attribute of an instance or class, not of its base classes."""
     before, missing = vars(owner).get(name), name not in vars(owner)
     setattr(owner, name, value)
     try:
@@ -135,7 +135,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _stand_ins(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Nothing is logged and no optimizer or scheduler steps."""
+    """Replace everything that logs, and the steps of optimizers and schedulers."""
     with ExitStack() as stack:
         for name in _QUIET:
             stack.enter_context(_replaced(module, name, _nothing))
@@ -151,7 +151,7 @@ def _stand_ins(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def _steppers(trainer: Trainer, module: LightningModule) -> list[Any]:
-    """Optimizers, as Lightning gives them to the module and as torch has them, and schedulers."""
+    """The optimizers of Lightning and torch, and the schedulers."""
     wrapped = getattr(trainer.strategy, "_lightning_optimizers", [])
     kept = [one for one in vars(module).values() if isinstance(one, torch.optim.Optimizer | LRScheduler)]
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
@@ -167,7 +167,7 @@ def _run_closure(closure: Callable[[], Any] | None = None, *args: Any, **kwargs:
 
 
 class _Silent:
-    """Takes the place of a logger, and of everything that hangs on it."""
+    """Replaces a logger and all of its attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -186,9 +186,9 @@ class _Silent:
 
 @contextmanager
 def _recorded(module: LightningModule, losses: list[Tensor], runs: bool) -> Iterator[None]:
-    """Backward passes are recorded, and run only where they have to; reentrant checkpointing hides nothing.
+    """Record backward passes, and run them only if necessary. Reentrant checkpointing hides nothing.
 
-    A gradient that is itself differentiated (a penalty, a force) counts as what it is the gradient of.
+    A gradient that is differentiated itself (a penalty, a force) counts as the tensor that it is the gradient of.
     """
     backward, grad = torch.autograd.backward, torch.autograd.grad
 

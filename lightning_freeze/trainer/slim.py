@@ -1,8 +1,8 @@
-"""Slim checkpoints in a Trainer: its strategy writes them, and whatever loads one puts back what was left out.
+"""Write and load slim checkpoints in a Trainer.
 
-Methods of the strategy are shadowed on the instance: all ways to save a checkpoint go through `save_checkpoint`
-(callbacks hear nothing of one that holds weights only), all ways to load one through `load_checkpoint`.
-`LightningModule.load_from_checkpoint` knows no Trainer, so Lightning's function behind it is wrapped once.
+Methods of the strategy are shadowed on the instance: every checkpoint is saved through `save_checkpoint` (callbacks are
+not told of one with weights only) and loaded through `load_checkpoint`. `LightningModule.load_from_checkpoint` has no
+Trainer, so Lightning's function behind it is wrapped once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WRAPPED = "_lightning_freeze_wrapped"  # of Lightning's function
 
 
 class SlimFiles:
-    """What one strategy knows of the start of the first fit."""
+    """The fingerprints from the start of the first fit, for one strategy."""
 
     def __init__(self) -> None:
         self.first: FirstBits | None = None
@@ -28,7 +28,7 @@ class SlimFiles:
 
 
 def slim_files(strategy: Any) -> SlimFiles:
-    """Let a strategy write and read slim checkpoints; twice is once."""
+    """Let a strategy write and read slim checkpoints. A second call does nothing."""
     files: SlimFiles | None = getattr(strategy, _ATTRIBUTE, None)
     if files is None:
         files = SlimFiles()
@@ -39,7 +39,7 @@ def slim_files(strategy: Any) -> SlimFiles:
 
 
 def begin(strategy: Any, files: SlimFiles) -> None:
-    """At the start of a fit: unless a checkpoint told, the first bits are those of now."""
+    """At the start of a fit, take the current fingerprints, unless a checkpoint has provided them."""
     if not files.loaded and strategy.is_global_zero:
         files.first = first_bits(strategy.lightning_module_state_dict())
     files.loaded = False
@@ -62,7 +62,7 @@ def _load(strategy: Any, files: SlimFiles, *args: Any, **kwargs: Any) -> dict[st
 
 
 def wrap_load_from_checkpoint() -> None:
-    """Let `LightningModule.load_from_checkpoint` take slim checkpoints from here on, in this process."""
+    """Let `LightningModule.load_from_checkpoint` accept slim checkpoints from now on, in this process."""
     for package in PACKAGES:
         if package in sys.modules:
             saving: Any = import_module(f"{package}.core.saving")
@@ -82,7 +82,7 @@ def _filling(original: Any) -> Any:
             fill(loaded, module.state_dict(), type(module).__name__)
             hook(module, loaded)
 
-        cls.on_load_checkpoint = fill_first  # the first thing that Lightning calls on the module it has built
+        cls.on_load_checkpoint = fill_first  # Lightning calls this first on the module it has built
         try:
             return original(cls, checkpoint, *args, **kwargs)
         finally:

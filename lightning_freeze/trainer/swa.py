@@ -1,8 +1,8 @@
-"""Lightning's StochasticWeightAveraging and the rates and epochs of a run with stages.
+"""Support for Lightning's StochasticWeightAveraging: its rates, and the epoch that it adds.
 
-SWA makes its scheduler in the middle of a fit, long after the groups were split, from one rate or from one per group
-of the user. Each slot gets the rate of its group times its own factor. For a model with BatchNorm, SWA adds an epoch
-that fills statistics and trains nothing: schedules end before it.
+SWA makes its scheduler in the middle of a fit, after the groups were split, from one rate or one rate per user group.
+Each slot gets the rate of its group times its own factor. For a model with BatchNorm, SWA adds an epoch that computes
+statistics without training: schedules end before it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _METHOD = "on_train_epoch_start"  # of SWA: makes the scheduler when its time ha
 
 
 def keep_factors(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
-    """Let the rates of SWA follow the factors of stages and layers, until `release`.
+    """Multiply the rates of SWA by the factors of stages and layers, until `release`.
 
     Args:
-        callbacks: all of the Trainer.
-        view: returns the run as it is now.
+        callbacks: all callbacks of the Trainer.
+        view: returns a view of the current run.
 
     Raises:
-        OptimizerError: `swa_lrs` is a list that is not as long as the user's optimizer has groups.
+        OptimizerError: `swa_lrs` is a list whose length is not the number of the user's groups.
     """
     for swa in _swas(callbacks):
         _per_slot(swa._swa_lrs, view())
@@ -35,7 +35,7 @@ def keep_factors(callbacks: Sequence[Any], view: Callable[[], RunView]) -> None:
 
 
 def release(callbacks: Sequence[Any]) -> None:
-    """Leave SWA as it was before `keep_factors`."""
+    """Undo `keep_factors`."""
     for swa in _swas(callbacks):
         vars(swa).pop(_METHOD, None)
 
@@ -71,7 +71,7 @@ def _swas(callbacks: Sequence[Any]) -> list[Any]:
 
 @contextmanager
 def training_epochs(trainer: Any) -> Iterator[int]:
-    """Let the Trainer count only the epochs that train; yields the current one, or the last of them after it."""
+    """Let the Trainer count only training epochs. Yields the current one, or the last one in the added epoch."""
     added = _added_epochs(trainer)
     if not added:
         yield trainer.current_epoch

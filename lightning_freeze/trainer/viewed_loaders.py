@@ -1,4 +1,4 @@
-"""The training loaders of a Trainer, with at most K augmented versions of each sample."""
+"""Let the training loaders of a Trainer give at most K augmented versions of each sample."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from lightning_freeze.cache.views import Drawing, seed_of, viewed, why_not
 from lightning_freeze.errors import PlanError
 from lightning_freeze.trainer._lightning import Trainer
 
-_HOOK = "process_dataloader"  # of a strategy: the last that happens to a loader before it is used
+_HOOK = "process_dataloader"  # the strategy's last method called on a loader before it is used
 
 
 def default_seed() -> int:
-    """Of the run: that of `seed_everything`, else 0, as Lightning's own distributed samplers have it."""
+    """The seed of the run: that of `seed_everything`, else 0, as in Lightning's distributed samplers."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 class ViewedLoaders:
-    """Stands between a Trainer and its training loaders. In epoch e every sample comes in version e mod `views`.
+    """Replace the training loaders of a Trainer. In epoch e every sample has version e mod `views`.
 
     Args:
-        trainer: whose loaders.
-        views: versions of each sample.
-        seed: asked for at the beginning of each pass.
+        trainer: the Trainer.
+        views: number of versions of each sample.
+        seed: returns the seed; called at the start of each pass.
     """
 
     def __init__(self, trainer: Trainer, views: int, seed: Callable[[], int]) -> None:
@@ -37,7 +37,7 @@ class ViewedLoaders:
         trainer.strategy.__dict__[_HOOK] = self._process
 
     def close(self) -> None:
-        """Let the Trainer have its loaders as they are."""
+        """Restore the loaders of the Trainer."""
         hooks = vars(self._trainer.strategy)
         if hooks.get(_HOOK) == self._process:
             hooks.pop(_HOOK)
@@ -46,7 +46,7 @@ class ViewedLoaders:
 
     def _process(self, loader: Any) -> Any:
         loader = self._before(loader)
-        if not self._trainer.training:  # loaders for validation come by here too
+        if not self._trainer.training:  # validation loaders are processed here too
             return loader
         if why := why_not(loader):
             raise PlanError(f"FeatureCache(views={self._views}): the training loader {why}.\n  Leave out views")
@@ -55,12 +55,12 @@ class ViewedLoaders:
         return twin
 
     def _now(self) -> tuple[int, int]:
-        # not `current_epoch`: after a resume, Lightning asks for the first batches before it has counted the last epoch
+        # not `current_epoch`: after a resume, Lightning reads the first batches before it counts the last epoch
         progress: Any = self._trainer.fit_loop.epoch_progress.current
         return self._seed(), progress.processed % self._views
 
     def _draw(self, drawing: Drawing) -> Callable[[Any], int]:
-        """A pass of a loader begins; loaders beside each other draw from other seeds."""
+        """Start a pass of a loader. Loaders that are combined use different seeds."""
         self._begun = self._now()
         used = self._drawings = self._in_use()
         return partial(seed_of, *self._begun, used.index(drawing) if drawing in used else 0)
@@ -71,15 +71,15 @@ class ViewedLoaders:
         return [one for one in used if isinstance(one, Drawing)]
 
     def catch_up(self) -> None:
-        """At the start of training: begin the first pass again, where it began before a checkpoint was loaded."""
+        """At the start of training, restart the first pass if it began before a checkpoint was loaded."""
         if self._begun not in (None, self._now()):
             iter(cast(Any, self._trainer.fit_loop._data_fetcher))
 
     def check(self) -> None:
-        """After a batch.
+        """Check after a batch that it came from a replaced sampler.
 
         Raises:
-            PlanError: it came from elsewhere.
+            PlanError: it did not.
         """
         if any(not drawing.begun for drawing in self._drawings):
             raise PlanError(
