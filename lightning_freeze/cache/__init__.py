@@ -1,1 +1,1 @@
-"""Outputs of what is frozen, kept and used again: `memo` runs steps, `step` is one of them; the others are parts."""
+"""Cache the outputs of frozen modules. `memo` runs steps, `step` is one step, and the other files are their parts."""

@@ -1,4 +1,4 @@
-"""What torch is set to: around a call, in the whole process, and whether something watches what runs."""
+"""The settings of torch that change results: around a call and in the whole process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXEMPT = (DeviceContext,)
 
 
 def conditions() -> tuple[Any, ...]:
-    """What results hang on beside arguments and weights, and a step may set around a call."""
+    """The settings around a call, besides arguments and weights, that change its results, such as autocast."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -27,7 +27,7 @@ def conditions() -> tuple[Any, ...]:
 
 @contextmanager
 def under(now: tuple[Any, ...]) -> Iterator[None]:
-    """Set torch as it was."""
+    """Restore recorded settings for a block."""
     if now == conditions():
         yield
         return
@@ -57,7 +57,7 @@ def settings() -> tuple[Any, ...]:
 
 
 def unusual() -> bool:
-    """Whether something in torch watches or transforms what runs: it has to see all of it."""
+    """Whether a mode or transform of torch is active, which must see every operation."""
     if torch._C._functorch.maybe_current_level() is not None or torch._C._len_torch_dispatch_stack():
         return True
     modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))

@@ -1,7 +1,7 @@
-"""A digest of all that rows hang on beside their input, the same in every process: equal digests, equal rows.
+"""A digest of everything that decides the values of rows besides their input. It is the same in every process.
 
-It covers weights and buffers, bit for bit, the structure, settings and code of modules, the chain of operations with
-their constants, what is set in torch, and the versions and devices that decide bits.
+It covers the bits of weights and buffers; structure, settings and code of modules; the chain of operations with their
+constants; settings of torch; and the versions and devices that decide bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightning_freeze.cache.seal import own, version_of
 from lightning_freeze.cache.trees import Same
 from lightning_freeze.model.fingerprint import hashes_of
 
-_FORMAT = 1  # of what is kept; another number makes a miss of all of it
+_FORMAT = 1  # version of the format; rows of other versions are not found
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.layout)
 _BUILTIN = (
     types.BuiltinFunctionType,
@@ -38,22 +38,22 @@ _BUILTIN = (
     types.GetSetDescriptorType,
 )
 _HELD = (*_PLAIN, tuple, list, dict, set, Tensor)
-_KNOWN = ("torch", "builtins", "typing", "collections", "abc", "functools", "enum")  # their version is in the digest
+_KNOWN = ("torch", "builtins", "typing", "collections", "abc", "functools", "enum")  # versions are in it
 
 
 class Unstable(Exception):
-    """Something of which no other process can tell whether it has the same."""
+    """A value that cannot be compared between processes."""
 
 
 def digest(*things: Any, states: dict[tuple[Any, ...], str] | None = None) -> str:
-    """32 hexadecimal digits.
+    """The digest of values, as 32 hexadecimal digits.
 
     Args:
         things: kinds, modules, tensors, functions and plain values.
-        states: digests of the states of parts that are known, and to which others are added; of one moment.
+        states: known digests of the states of parts; new ones are added. They are valid for one moment.
 
     Raises:
-        Unstable: it cannot be told in another process.
+        Unstable: a value cannot be compared between processes.
 
     Examples:
         >>> digest(1, [2.0, {"a": torch.ones(2)}]) == digest(1, [2.0, {"a": torch.ones(2)}])
@@ -71,7 +71,7 @@ def digest(*things: Any, states: dict[tuple[Any, ...], str] | None = None) -> st
 
 @functools.cache
 def _versions() -> tuple[Any, ...]:
-    """What decides bits, of this machine and this torch."""
+    """The versions and devices that decide bits."""
     gpus = {torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())}
     return torch.__version__, torch.__config__.show(), sys.version_info[:3], _processor(), sorted(gpus)
 
@@ -85,12 +85,12 @@ def _processor() -> str:
 
 
 class _Digest:
-    """Takes in values one after the other."""
+    """A running digest."""
 
     def __init__(self, states: dict[tuple[Any, ...], str]) -> None:
         self.hash = hashlib.blake2b(digest_size=16)
         self._states = states
-        self._seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that no other gets their id
+        self._seen: dict[int, tuple[int, Any]] = {}  # with the objects, so that their ids are not reused
 
     def text(self, *words: Any) -> None:
         for word in words:
@@ -98,7 +98,7 @@ class _Digest:
             self.hash.update(len(data).to_bytes(8, "little") + data)
 
     def add(self, value: Any) -> None:
-        """Take in a value.
+        """Add a value.
 
         Raises:
             Unstable: see `digest`.
@@ -144,7 +144,7 @@ class _Digest:
                 self.add(one)
 
     def _part(self, part: Part, token: int, grad: bool | None) -> None:
-        """A module in the state with this token."""
+        """Add a module in the state with this token."""
         if (part, token) not in self._states:
             if not part.still(token):
                 raise Unstable(f"'{part.name}' changes within a step")
@@ -176,7 +176,7 @@ class _Digest:
             self.add(one)
 
     def unordered(self, value: Any) -> list[str]:
-        """Digests of each, in an order that does not hang on addresses."""
+        """The digests of items, in an order that does not depend on addresses."""
         found = []
         for one in value:
             made = _Digest({})
@@ -229,7 +229,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _matters(name: str, value: Any) -> bool:
-    """Whether an attribute of a class may change what its methods do; what `__init__` did is in the instance."""
+    """Whether a class attribute can change what methods do. The effects of `__init__` are in the instance."""
     code = isinstance(value, types.FunctionType | property | classmethod | staticmethod)
     return name != "__init__" and (code or (not name.startswith("__") and isinstance(value, _HELD)))
 
@@ -242,7 +242,7 @@ def _content(cell: Any) -> Any:
 
 
 def _own_forward(module: nn.Module) -> Any:
-    """A forward of the instance itself, not the one that the cache puts there within a step."""
+    """The instance's own forward, if it has one; not the one that the cache sets during a step."""
     found = vars(module).get("forward")
     if isinstance(found, functools.partial) and str(found.func.__module__).startswith("lightning_freeze."):
         return found.args[2]
@@ -256,7 +256,7 @@ def _builtin(made: _Digest, value: Any) -> None:
     made.text(_name(value), getattr(owner, "__name__", ""))
 
 
-# Taken in turn; what is in none is an object with attributes.
+# The first type that matches is used; anything else is an object with attributes.
 _RULES: list[tuple[tuple[Any, ...], Callable[[_Digest, Any], None]]] = [
     ((Kind,), lambda made, kind: made.add(kind.key)),
     ((Same,), lambda made, same: made.add(same.value)),

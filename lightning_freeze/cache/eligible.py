@@ -1,4 +1,4 @@
-"""Which modules are frozen and deterministic, so that what they return hangs on what they are given alone."""
+"""Find the modules that are frozen and deterministic, so that their outputs depend only on their inputs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_freeze.model.index import ModelIndex
 
-# They take another way, with other bits, where they meet a subclass of Tensor; so they are given plain tensors.
+# Given a subclass of Tensor, they use another code path with other bits; so they get plain tensors.
 PARTICULAR = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def in_train_mode(module: nn.Module) -> str:
-    """What a module does that no cache can repeat: draw random numbers, or use the statistics of a batch."""
+    """What prevents a module from being cached: it draws random numbers or uses batch statistics. Else ""."""
     if isinstance(module, _NormBase):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             return "normalises with the statistics of the batch"
@@ -33,13 +33,13 @@ def _unclean(module: nn.Module) -> bool:
 
 
 class Eligible:
-    """The clean modules of a model: frozen, in eval mode and deterministic, with all under them, and not without any
-    parameter.
+    """The clean modules of a model: frozen, in eval mode and deterministic, with all modules below them, and with
+    parameters.
 
     Attributes:
         names: id of a module -> its name, for all modules.
-        modules: the clean ones, in pre-order.
-        refusals: why something that is frozen is not clean, naming it: it is in train mode.
+        modules: the clean modules in pre-order.
+        refusals: sentences about frozen modules that are not clean because they are in train mode.
     """
 
     def __init__(self, index: ModelIndex) -> None:

@@ -1,8 +1,8 @@
 """Rows in files that processes share, and that may outlive them.
 
-A kind of rows has a folder, named by its digest. A process that adds to it has two files there: its rows, and records
-of them, to which it only appends. A record counts if its own checksum is right, a row if the one in its record is. So
-what is torn, or was changed since, is as if it had never been there.
+Each kind of rows has a folder, named by its digest. Each process that adds rows has two files there: the rows, and
+records about them, which are only appended. A record is valid if its own checksum is right, and a row is valid if the
+checksum in its record is right. So torn or changed data is ignored.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from lightning_freeze.errors import PlanError
 
 try:
     import fcntl
-except ImportError:  # Windows: without it, max_gb may be exceeded by what processes write at the same moment
+except ImportError:  # Windows: without this lock, processes that write at the same moment may exceed max_gb
     fcntl = None  # type: ignore[assignment]
 
 ABOUT, LOCK, RECORDS, ROWS = "about.json", "lock", ".records", ".rows"
-_WORDS = 8  # int64 of a record: a `Record`, the checksum of the row, that of the record
-_WRITER = 32  # bits of a slot or batch that are below the number of the file
+_WORDS = 8  # int64 values of a record: a `Record`, the checksum of the row, the checksum of the record
+_WRITER = 32  # bits of a slot or batch number below the number of the file
 
 
 class Folder:
-    """Room on disk.
+    """A folder for rows.
 
     Args:
-        path: the folder; it is made.
-        max_bytes: of all files in it.
-        persist: it stays at the end.
+        path: the folder; it is created.
+        max_bytes: limit for all files in it, in bytes.
+        persist: whether it stays at the end.
 
     Raises:
         PlanError: the disk is too full.
@@ -76,7 +76,7 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """Bytes that are left, while no other process adds any."""
+        """Yield the number of free bytes, while no other process can add rows."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("wb") as file:
             if fcntl is not None:
@@ -90,7 +90,7 @@ class Folder:
 
 
 def used(path: Path) -> int:
-    """Bytes of all files of all kinds of rows in a folder."""
+    """The size of all files in a folder, in bytes."""
     total = 0
     with suppress(FileNotFoundError):  # another process removes them
         for kind in os.scandir(path):
@@ -100,13 +100,13 @@ def used(path: Path) -> int:
 
 
 class RowFiles:
-    """The files of a kind of rows.
+    """The files of one kind of rows.
 
     Args:
-        folder: what they are in.
+        folder: the folder of all kinds.
         path: the folder of this kind.
-        shape, dtype: of a row.
-        persist: the files stay; records are written when it is sure that the rows are right, see `publish`.
+        shape, dtype: shape and dtype of a row.
+        persist: whether the files stay; records are written only after a check of the rows, see `publish`.
     """
 
     def __init__(self, folder: Folder, path: Path, shape: Sequence[int], dtype: torch.dtype, persist: bool) -> None:
@@ -115,15 +115,15 @@ class RowFiles:
         self._row_bytes = prod(shape) * dtype.itemsize
         self._cost = self._row_bytes + 8 * _WORDS
         self._own = _Writer(path / uuid.uuid4().hex[:16])
-        self._files = [_Reader(self._own.path, self._shape, dtype)]  # numbered; the first is our own
+        self._files = [_Reader(self._own.path, self._shape, dtype)]  # by number; the first is our own
         self._names = {self._own.path.name}
-        self._unread: dict[int, tuple[int, int]] = {}  # slot -> checksum, place of the record
+        self._unread: dict[int, tuple[int, int]] = {}  # slot -> checksum and place of the record
         self._waiting: list[Tensor] = []
         self.bytes = 0
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to be published."""
+        """Whether there are rows to publish."""
         return bool(self._waiting)
 
     def put(self, keys: Sequence[Key], rows: Tensor, size: int, batch: int, places: Sequence[int]) -> list[int]:
@@ -225,7 +225,7 @@ def _checksums(rows: Tensor) -> Tensor:
 
 
 class _Writer:
-    """The files that this process writes; they are made with the first row."""
+    """The files that this process writes; they are created with the first row."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -238,18 +238,18 @@ class _Writer:
         return self._files[ending]
 
     def write(self, rows: Tensor, offset: int) -> None:
-        """Rows, at this place."""
+        """Write rows at a place."""
         file = self._file(ROWS)
         file.seek(offset)
         _write(file, rows)
         self.rows += len(rows)
 
     def append(self, records: Tensor) -> None:
-        """Records, at the end."""
+        """Append records."""
         _write(self._file(RECORDS), records)
 
     def close(self, keep: bool) -> None:
-        """Close them, and remove them, or what of them nobody could read."""
+        """Close the files, and remove them or the parts without records."""
         named = RECORDS in self._files
         for ending, file in self._files.items():
             file.close()
@@ -267,7 +267,7 @@ def _write(file: io.FileIO, data: Tensor) -> None:
 
 
 class _Reader:
-    """The files of a process, read as they grow."""
+    """Reads the files of one process as they grow."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._path, self._shape, self._dtype = path, shape, dtype
@@ -275,7 +275,7 @@ class _Reader:
         self._rows = torch.empty(0, *shape, dtype=dtype)
 
     def news(self) -> Iterator[tuple[int, list[int]]]:
-        """The records that came since, each with its place."""
+        """The new records, each with its place."""
         first = self._read
         try:
             with Path(f"{self._path}{RECORDS}").open("rb") as file:
@@ -295,7 +295,7 @@ class _Reader:
                 yield place, record
 
     def mapped(self, row: int) -> Tensor:
-        """All rows, up to this one at least, if the file has it."""
+        """The memory-mapped rows, at least up to this one, if the file has it."""
         if row >= len(self._rows):
             with suppress(OSError, ValueError), Path(f"{self._path}{ROWS}").open("rb") as file:
                 count = os.fstat(file.fileno()).st_size // (self._rows.element_size() * prod(self._shape))
@@ -307,14 +307,14 @@ class _Reader:
         return self._rows
 
     def strike(self, place: int) -> None:
-        """Make a record void for good."""
+        """Invalidate a record permanently."""
         with suppress(OSError), Path(f"{self._path}{RECORDS}").open("r+b") as file:
             file.seek(place * 8 * _WORDS)
             file.write(bytes(8 * _WORDS))
 
 
 def kinds_in(path: Path) -> list[dict[str, Any]]:
-    """What is told of the kinds of rows in a folder, with their number, bytes, and when they were last added to."""
+    """The descriptions of the kinds of rows in a folder, with number of rows, bytes and time of the last addition."""
     found = []
     for about in sorted(path.glob(f"*/{ABOUT}")):
         files = [one.stat() for one in about.parent.iterdir()]
@@ -329,10 +329,10 @@ def kinds_in(path: Path) -> list[dict[str, Any]]:
 
 
 def clear(path: Path) -> None:
-    """Remove all rows that were to stay, and nothing else.
+    """Remove all persistent rows, and nothing else.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: a file cannot be removed.
     """
     for kind in kinds_in(path):
         shutil.rmtree(kind["path"])

@@ -1,6 +1,6 @@
-"""The torch functions that keep the rows of a batch apart, and where the rows are in what they return.
+"""The torch functions that keep the rows of a batch separate, and the dimension of the rows in their results.
 
-A function that is not here gets the values of what it is given.
+Any other function gets values instead of lazy tensors.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Rule = Callable[["Given", Any, Any], int | None]
 
 
 class Given:
-    """Where the rows are in the arguments of a function: a dimension for what has rows, None for constants."""
+    """The dimension of the rows in the arguments of a function; None for constants."""
 
     def __init__(self, places: dict[int, int], rows: int) -> None:
         self.places, self.rows = places, rows
 
     def of(self, tensor: Any) -> int | None:
-        """The dimension of the rows; None for a constant, or what is no tensor."""
+        """The dimension of the rows; None for a constant or anything but a tensor."""
         return self.places.get(id(tensor))
 
     def alone(self, args: Any, kwargs: Any) -> int | None:
@@ -38,7 +38,7 @@ def _named(names: str) -> set[Any]:
 
 
 def _pointwise(given: Given, args: Any, kwargs: Any) -> int | None:
-    """Elements by elements, with broadcasting: the rows are at the same dimension, counted from the end."""
+    """Elementwise functions with broadcasting: the rows are at the same dimension, counted from the end."""
     tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
     if "out" in kwargs or any(isinstance(one, list | tuple) for one in (*args[:1], *kwargs.values())):
         return None
@@ -68,7 +68,7 @@ def _dims(dim: Any, size: int) -> set[int] | None:
 
 
 def _along(place: int, default: Any = None) -> Rule:
-    """Along a dimension that is not that of the rows, which stays."""
+    """Functions along a dimension other than that of the rows, which does not change."""
 
     def rule(given: Given, args: Any, kwargs: Any) -> int | None:
         rows = given.alone(args, kwargs)
@@ -89,7 +89,7 @@ def _reduced(given: Given, args: Any, kwargs: Any) -> int | None:
 
 
 def _joined(given: Given, args: Any, kwargs: Any) -> int | None:
-    """`cat`: what it joins has its rows at one dimension, or is a constant that repeats itself along it."""
+    """`cat`: its tensors have their rows at the same dimension, or are constant along it."""
     parts, dim = args[0], _value(args, kwargs, 1, "dim", 0)
     places = {place for one in parts if (place := given.of(one)) is not None}
     if len(places) != 1 or not isinstance(dim, int) or len(args) > 2 or "out" in kwargs:
@@ -142,7 +142,7 @@ def _squeezed(given: Given, args: Any, kwargs: Any) -> int | None:
 
 
 def _indexed(given: Given, args: Any, kwargs: Any) -> int | None:
-    """`x[:, 0]`: numbers and slices of what is not the rows."""
+    """`x[:, 0]`: indices and slices of dimensions other than that of the rows."""
     rows, index = given.of(args[0]), args[1]
     index = index if isinstance(index, tuple) else (index,)
     if rows is None or any(
@@ -170,7 +170,7 @@ def _after_index(rows: int, index: tuple[Any, ...]) -> int | None:
 
 
 def _layer(dims: int | None = None) -> Rule:
-    """A layer with weights, of something whose rows come first, with so many dimensions; None: any number over 1."""
+    """A layer with weights, for an input with rows first and this many dimensions; None: any number above 1."""
 
     def rule(given: Given, args: Any, kwargs: Any) -> int | None:
         fits = given.alone(args, kwargs) == 0
@@ -191,7 +191,7 @@ def _normed(given: Given, args: Any, kwargs: Any) -> int | None:
 
 
 def _multiplied(given: Given, args: Any, kwargs: Any) -> int | None:
-    """A product with a constant matrix, or of the matrices of each row."""
+    """A product with a constant matrix, or a product of the matrices of each row."""
     if len(args) != 2:
         return None
     one, other = given.of(args[0]), given.of(args[1])

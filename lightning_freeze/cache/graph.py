@@ -1,7 +1,7 @@
-"""What a step computes from frozen modules, as it happens: leaves, operations and their results.
+"""The graph of a step's computations in frozen modules: leaves, operations and their results.
 
-A `Kind` is what operations of many steps have in common: the same function of the same kinds of things, with the
-same weights and settings. Rows are kept by kind.
+Operations of many steps have the same `Kind` if they apply the same function to the same kinds of inputs, with the same
+weights and settings. Rows are stored by kind.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from lightning_freeze.cache.seal import version_of
 from lightning_freeze.cache.shelf import Shelf
 from lightning_freeze.errors import FreezeError
 
-_COPIED = 1 << 18  # bytes of an input that is copied, so that it may be written into
+_COPIED = 1 << 18  # bytes; smaller inputs are copied, so that the step may write into them
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a result beside its values.
+    """The facts about a result that are known without its values.
 
     Attributes:
-        shape, stride, dtype, device: as of a tensor.
-        rows_dim: the dimension of the rows; None: it has none, and is kept as a whole.
-        view: which of the tensors that went in it shares memory with.
-        same: which of them it is.
-        offset: in that memory.
+        shape, stride, dtype, device: as in a tensor.
+        rows_dim: the dimension of the rows; None: there are no rows, and the result is stored as a whole.
+        view: index of the input tensor that it shares memory with.
+        same: index of the input tensor that it is identical with.
+        offset: storage offset.
     """
 
     shape: tuple[int, ...]
@@ -47,20 +47,20 @@ class Facts:
 
 @dataclass(eq=False)
 class Kind:
-    """What operations of many steps have in common.
+    """The common properties of operations in many steps.
 
     Attributes:
-        key: all of this.
-        name: of the module it comes from.
-        born: the step that it was first seen in; nothing is kept of it before the next.
-        token: of the part's state, 0 for a function.
-        before: kinds of what goes in.
-        facts: rows -> what its results are, and the record of the tree they are in.
-        rows_dims: rows -> where a function leaves the rows; None: it does not keep them apart.
-        shelves: result -> its rows.
-        targets: results that are needed of what is made of it -> where their leaves are among its own, if all are.
-        joins: other data come in, beside results.
-        barred: it is not kept.
+        key: the key that identifies the kind.
+        name: name of the module that it comes from.
+        born: the step in which it was first seen; its rows are stored from the next step on.
+        token: token of the part's state; 0 for a function.
+        before: kinds of its inputs.
+        facts: number of rows -> facts of its results, and the record of their tree.
+        rows_dims: number of rows -> dimension of the rows in the result of a function; None: rows are not separate.
+        shelves: result -> its stored rows.
+        targets: needed results that depend on it -> places of their leaves among its own, if it has all of them.
+        joins: whether data other than results are among its inputs.
+        barred: whether its rows are not stored.
     """
 
     key: Hashable
@@ -78,11 +78,11 @@ class Kind:
 
 
 class Leaf:
-    """A tensor that goes into the frozen part.
+    """An input tensor of the frozen part.
 
     Args:
-        tensor: any.
-        batch: rows of the batch that the step is given.
+        tensor: the tensor.
+        batch: number of rows of the step's batch.
     """
 
     def __init__(self, tensor: Tensor, batch: int | None) -> None:
@@ -96,19 +96,19 @@ class Leaf:
 
     @property
     def keys(self) -> Tensor:
-        """`(rows, 2)`, on the CPU."""
+        """The keys of the rows, shape `(rows, 2)`, on the CPU."""
         if self._keys is None:
             self._keys = self._checksums().cpu()
         return self._keys
 
     @property
     def has_keys(self) -> bool:
-        """Whether keys are there, or can be had: it was not written since."""
+        """Whether keys are known or can still be computed, because the tensor was not written since."""
         return self._keys is not None or version_of(self.tensor) == self.version
 
     @property
     def _written(self) -> bool:
-        if self.tensor.is_inference():  # torch counts no writes into it
+        if self.tensor.is_inference():  # torch does not count writes into it
             return not torch.equal(self._checksums().cpu(), self.keys)
         return version_of(self.tensor) != self.version
 
@@ -120,14 +120,14 @@ class Leaf:
             )
 
     def describe(self, place: int) -> Hashable:
-        """What leaves of one kind agree in."""
+        """The properties that leaves of one kind have in common."""
         tensor, dim = self.tensor, self.rows_dim
         shape = tuple(size for k, size in enumerate(tensor.shape) if k != dim)
         strides = True if tensor.is_contiguous() else tensor.stride()
         return "leaf", place, tensor.dtype, tensor.device, dim, shape, strides, tensor.is_conj(), tensor.is_neg()
 
     def value(self) -> Tensor:
-        """The tensor as it was.
+        """The tensor with its original values.
 
         Raises:
             FreezeError: it was written since, and was too large to be copied.
@@ -142,14 +142,14 @@ class Leaf:
         return self._copy
 
     def secure(self, places: Sequence[int] = ()) -> None:
-        """Work on this tensor is put off: keep what may be needed of it."""
+        """Called when work on this tensor is deferred: keep what may be needed later."""
         if places:
             self.some(places)
         if self._copy is None and self.tensor.numel() * self.tensor.element_size() <= _COPIED:
             self._copy = self.tensor.detach().clone(memory_format=torch.preserve_format)
 
     def some(self, places: Sequence[int]) -> Tensor:
-        """Some rows."""
+        """Some of its rows."""
         if self.rows_dim is None:
             return self.value()
         key = tuple(places)
@@ -163,7 +163,7 @@ class Leaf:
 
 
 def _with_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """The same numbers, laid out in memory in the order of another tensor of as many dimensions."""
+    """Copy a tensor with the memory order of another tensor with the same number of dimensions."""
     order = sorted(range(like.dim()), key=lambda dim: -like.stride()[dim])
     return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(like.dim())])
 
@@ -185,14 +185,14 @@ class Op:
     """One call of a module or function.
 
     Attributes:
-        kind: what it is.
-        function: runs it, on real tensors.
-        spec: the arguments, see `trees`.
-        inputs: their tensors: nodes, leaves and constants.
-        leaves: all that it hangs on, in order of appearance.
-        rows: how many; 1 for what has none.
-        conditions: what was set in torch when it was called.
-        valid: whether its weights are still what they were.
+        kind: its kind.
+        function: runs it on real tensors.
+        spec: the record of its arguments, see `trees`.
+        inputs: the tensors in its arguments: nodes, leaves and constants.
+        leaves: all leaves that it depends on, in order of appearance.
+        rows: number of rows; 1 if there are none.
+        conditions: settings of torch at the call.
+        valid: returns whether its weights are unchanged.
     """
 
     kind: Kind
@@ -206,12 +206,12 @@ class Op:
 
     @property
     def nodes(self) -> Iterator[Node]:
-        """The results that go in."""
+        """Its inputs that are results of other operations."""
         return (one for one in self.inputs if isinstance(one, Node))
 
     @property
     def facts(self) -> list[Facts]:
-        """Of its results."""
+        """The facts of its results."""
         return self.kind.facts[self.rows][0]
 
 
@@ -219,11 +219,11 @@ class Node:
     """A result of an operation.
 
     Attributes:
-        op, place: which.
-        reference: to the tensor that the step has of it; it may be dead.
-        version: of the values.
-        above: the result that it is a view of; None, if it has memory of its own.
-        views: of it.
+        op, place: the operation, and the index among its results.
+        reference: weak reference to the step's tensor.
+        version: version of the values.
+        above: the result that it is a view of; None if it has its own memory.
+        views: its views.
     """
 
     __slots__ = ("__weakref__", "above", "op", "place", "reference", "version", "views")
@@ -238,44 +238,44 @@ class Node:
 
     @property
     def facts(self) -> Facts:
-        """Of it."""
+        """Its facts."""
         return self.op.facts[self.place]
 
     @property
     def root(self) -> Node:
-        """The result whose memory it is in."""
+        """The result that owns its memory."""
         return self.above or self
 
     def family(self) -> list[Node]:
-        """The other results that share its memory, of which the step has a tensor."""
+        """The other results in the same memory whose tensors are alive."""
         found = [self.root, *[node for one in self.root.views if (node := one()) is not None]]
         return [node for node in found if node is not self and node.alive() is not None]
 
     def alive(self) -> Tensor | None:
-        """The tensor that the step has of it: a lazy one, or one that has become plain."""
+        """The step's tensor: a lazy one, or one that has become plain."""
         return self.reference() if self.reference is not None else None
 
     def memory(self) -> Tensor | None:
-        """The tensor with its values, whoever has written into them."""
+        """The tensor with its values, including later writes."""
         tensor = self.alive()
         return tensor.held if isinstance(tensor, Lazy) else tensor
 
     @property
     def written(self) -> bool:
-        """Whether somebody has written into its values."""
+        """Whether its values have been written."""
         tensor = self.alive()
         memory = tensor.held if isinstance(tensor, Lazy) else tensor
         if memory is not None and memory is tensor and memory.is_inference():
-            return True  # perhaps: torch counts no writes into it, and the step has it
+            return True  # possibly: torch does not count writes into it, and the step has the tensor
         return memory is not None and version_of(memory) != self.version
 
     @property
     def clean(self) -> bool:
-        """Whether nobody has written into its values, or into what shares memory with them."""
+        """Whether neither its values nor other results in the same memory have been written."""
         return not self.written and not any(one.written for one in self.family())
 
     def present(self) -> Tensor | None:
-        """Its values, if they are there and nobody has written into them."""
+        """Its values, if they exist and have not been written."""
         tensor = self.memory()
         if tensor is None or self.written:
             return None

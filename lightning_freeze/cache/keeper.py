@@ -1,4 +1,4 @@
-"""Which results are kept: those whose values a step needs."""
+"""Store the results whose values a step needs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_freeze.cache.work import Work
 
 
 class Keeper:
-    """Stores the rows of results in a step, and compares them with those that are stored."""
+    """Stores rows of results, and compares them with rows that are already stored."""
 
     def __init__(self, library: Library, lookups: Lookups, work: Work, trains: bool) -> None:
         self._library, self._lookups, self._work, self._trains = library, lookups, work, trains
         self._seen: set[Any] = set()
 
     def keep(self, node: Node) -> None:
-        """Its values are needed: keep them."""
+        """Store a result whose values are needed."""
         kind, at = node.op.kind, (node.op.kind, node.place, node.op.leaves)
         value = node.present()
         if value is None or kind.barred or at in self._seen or self._library.is_fresh(kind):
@@ -41,7 +41,7 @@ class Keeper:
         shelf.learn(look, rows)
 
     def _try_fewer(self, node: Node, look: Lookup, rows: Tensor) -> None:
-        """Compute the missing rows on their own, where a smaller batch may give the bits of the whole one."""
+        """Compute the missing rows alone, if a smaller batch may give the same bits as the whole one."""
         if not look.missing or not look.usable() or (few := look.fewer()) is None:
             return
         if look.shelf.index.same(few, len(look.keys)):
@@ -49,13 +49,13 @@ class Keeper:
         values: Tensor | None
         try:
             values = self._work.some(node, look.filled(few))[: len(look.missing)]
-        except Exception:  # a function with the size of the batch in it
+        except Exception:  # a function that depends on the batch size
             values = None
         look.shelf.tried(look, few, values, rows[look.missing])
 
 
 def _mark(node: Node) -> None:
-    """Let all that it is made of know that it is needed."""
+    """Mark a result as needed in all kinds that it depends on."""
     at, pending = (node.op.kind, node.place), [node.op]
     if at in node.op.kind.targets:
         return

@@ -1,7 +1,7 @@
-"""A tensor that stands for what an operation returns: its facts are known, its values are there, or come when needed.
+"""A tensor that stands for the result of an operation: facts are known, values exist or are computed when needed.
 
-It lives within one step. Whoever needs its values makes it real, and the very object becomes a plain tensor: what
-has been handed out, kept in a list or is about to be written is an ordinary tensor from then on.
+It lives within one step. When its values are needed, the object itself becomes a plain tensor. So a tensor that was
+handed out, kept in a list or is about to be written is an ordinary tensor from then on.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ FACTS = _facts()
 
 
 class Meeting(Protocol):
-    """Who knows what may be done with a lazy tensor: the step that it was made in."""
+    """The interface of the step that a lazy tensor was made in."""
 
     def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a function returns, of which an argument is lazy."""
+        """Call a function with a lazy argument."""
 
     def value(self, lazy: Lazy) -> Tensor:
         """The values of a lazy tensor."""
@@ -63,13 +63,13 @@ class Meeting(Protocol):
 
 
 class Lazy(Tensor):
-    """An operation's result.
+    """A lazy tensor.
 
     Attributes:
-        node: the operation's result; None: the tensor has become plain, and this stands for it.
-        held: its values, if they are there.
-        step: who is asked.
-        meet, plain: what is done where a function meets it.
+        node: the result of the operation; None: the tensor has become plain, and this object refers to it.
+        held: its values, if they exist.
+        step: the step that it belongs to.
+        meet, plain: how functions with this argument are handled.
     """
 
     node: Any
@@ -89,23 +89,23 @@ class Lazy(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch itself calls it as a class method
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """What comes by way of C++, vmap or a compiled function."""
+        """Handle calls from C++, vmap or compiled functions."""
         for one in lazies((args, kwargs)):
             if one.node is not None and one.is_inference():
-                one.node.version = -1  # it may be written, and torch does not count that
+                one.node.version = -1  # it may be written, which torch does not count
         return func(*Lazy.plain(args), **Lazy.plain(kwargs or {}))
 
 
 def _meet(func: Any, args: Any, kwargs: Any) -> Any:
     lazy = first_lazy((args, kwargs))
-    if lazy is None:  # in an object that nobody looks into; C++ will ask for the values
+    if lazy is None:  # inside an opaque object; C++ will request the values
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     return lazy.step.meet(func, args, kwargs)
 
 
 def plain(tree: Any) -> Any:
-    """Values instead of lazy tensors."""
+    """Replace lazy tensors by their values."""
     if isinstance(tree, Lazy):
         return tree.step.value(tree)
     if isinstance(tree, list | tuple):
@@ -114,8 +114,8 @@ def plain(tree: Any) -> Any:
 
 
 def spare_from_compiler() -> None:
-    """Keep a compiled function, which is given a lazy tensor, from compiling what is done for it."""
-    if "torch._dynamo" in sys.modules and Lazy.meet is _meet:  # who compiles has imported it; it takes a second
+    """Prevent a compiled function with a lazy argument from compiling our handler."""
+    if "torch._dynamo" in sys.modules and Lazy.meet is _meet:  # imported by whoever compiles
         Lazy.meet = staticmethod(torch.compiler.disable(_meet))  # type: ignore[no-untyped-call]
         Lazy.plain = staticmethod(torch.compiler.disable(plain))  # type: ignore[no-untyped-call]
 
@@ -124,7 +124,7 @@ Lazy.meet, Lazy.plain = staticmethod(_meet), staticmethod(plain)
 
 
 def first_lazy(tree: Any) -> Lazy | None:
-    """A lazy tensor in nested lists, tuples and dicts; None if there is none."""
+    """The first lazy tensor in nested lists, tuples and dicts; None if there is none."""
     return next(iter(lazies(tree)), None)
 
 
@@ -153,7 +153,7 @@ def make_lazy(facts: Any, node: Any, held: Tensor | None, step: Meeting) -> Lazy
 
 
 def become(lazy: Lazy, value: Tensor) -> None:
-    """Turn this very object into a plain tensor; the object of the values goes on to stand for it."""
+    """Turn the lazy object into a plain tensor with these values; the object of the values then refers to it."""
     step = lazy.step
     for name in ("node", "held", "step"):
         del lazy.__dict__[name]

@@ -1,4 +1,4 @@
-"""What the cache knows over all steps: kinds of operations, their rows, and the tensors that never change."""
+"""The state of the cache across steps: kinds of operations, their rows, and constant tensors."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from lightning_freeze.cache.seal import version_of
 from lightning_freeze.cache.shelf import FRUITLESS, Shelf
 from lightning_freeze.cache.trees import Same
 
-Filed = tuple[Any, ...]  # a digest, and what it is of
+Filed = tuple[Any, ...]  # a digest and its description
 _SHARE = 50  # so many times as long as it takes, it is not looked again whether weights are what they were
 
 
 class Library:
-    """Kinds and shelves.
+    """All kinds and shelves.
 
     Args:
-        room: where rows are kept, and how many.
-        about: of the run, for whoever lists what is kept.
-        verify: compare stored rows with computed ones before they are used.
-        warn: is told what is not kept, and why.
+        room: storage for rows, with its limit.
+        about: description of the run, for listings.
+        verify: whether to compare stored rows with computed ones before they are used.
+        warn: called with sentences about results that are not stored.
     """
 
     def __init__(self, room: Room, verify: bool, warn: Callable[[str], None], about: dict[str, Any]) -> None:
         self.room, self.verify, self.warn, self._about = room, verify, warn, about
-        self.number = 0  # of the step
-        self.first = 1  # the first after all was forgotten
+        self.number = 0  # number of the step
+        self.first = 1  # the first step after everything was dropped
         self.began_with_rows = False  # the epoch
         self._kinds: dict[Hashable, Kind] = {}
         self._constants: dict[int, Same] = {}
@@ -43,12 +43,12 @@ class Library:
         self._due = 0.0
 
     def fix(self, tensors: Iterable[Tensor]) -> None:
-        """The parameters and buffers that do not train: they, and views of them, are no data."""
+        """Set the frozen parameters and buffers: they and their views are constants, not data."""
         strided = [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.numel()]
         self._constants = {tensor.untyped_storage().data_ptr(): Same(tensor) for tensor in strided}
 
     def constant(self, tensor: Tensor, rows: int) -> Hashable | None:
-        """What tells a constant from others; None: it is data."""
+        """The identity of a constant; None if the tensor is data."""
         if not self._constants or tensor.layout != torch.strided:
             return None
         base = self._constants.get(tensor.untyped_storage().data_ptr())
@@ -69,11 +69,11 @@ class Library:
         return found
 
     def is_fresh(self, kind: Kind) -> bool:
-        """Whether it may be one that comes once: it is new, and others are not."""
+        """Whether a kind is new although others are known, so that it may occur only once."""
         return kind.born == self.number > self.first
 
     def shelf(self, kind: Kind, place: int, facts: Facts) -> Shelf | None:
-        """The rows of a result; None: there is no room for a single one."""
+        """The stored rows of a result; None if there is no room for a single row."""
         if (found := kind.shelves.get(place)) is not None:
             return found
         shape = [size for dim, size in enumerate(facts.shape) if dim != facts.rows_dim]
@@ -98,7 +98,7 @@ class Library:
         return kind.shelves[place]
 
     def _address(self, kind: Kind, place: int, shape: list[int], facts: Facts) -> tuple[Address | None, Filed]:
-        """Where other processes look for these rows, and what their digest is of; None: they do not."""
+        """The digest under which other processes find these rows, with its description; None if they cannot."""
         if not self.room.shared:
             return None, ()
         what = kind, place, shape, facts.dtype, facts.device
@@ -112,17 +112,17 @@ class Library:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something that no other process has been shown."""
+        """Whether there are rows that are not visible to other processes yet."""
         return self.room.persist and any(shelf.store.pending for shelf in self.shelves)
 
     def publish(self, hurry: bool = False) -> int:
-        """Show other processes what came in, when it is sure that it is of the weights that it is filed under.
+        """Make new rows visible to other processes, after checking that the weights have not changed.
 
         Args:
-            hurry: now; else it is seen to that this takes 2% of the time.
+            hurry: whether to do it now; otherwise it takes at most 2% of the time.
 
         Returns:
-            How many kinds were dropped, because it is not.
+            The number of kinds that were dropped because the weights have changed.
         """
         start = time.monotonic()
         if (not hurry and start < self._due) or not self.pending:
@@ -141,20 +141,20 @@ class Library:
 
     @property
     def shelves(self) -> list[Shelf]:
-        """All of them."""
+        """All shelves."""
         return [shelf for kind in self._kinds.values() for shelf in kind.shelves.values()]
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Drop everything."""
         self.drop(lambda kind: True)
         self.began_with_rows = False
         self.first = self.number + 1
 
     def drop(self, unwanted: Callable[[Kind], bool]) -> int:
-        """Forget kinds, and what is made of them; returns how many of them had rows."""
+        """Drop kinds and all kinds that depend on them, and return how many of them had rows."""
         gone: set[int] = set()
         dropped = 0
-        for key, kind in list(self._kinds.items()):  # what goes in was seen before what is made of it
+        for key, kind in list(self._kinds.items()):  # inputs were seen before results
             if unwanted(kind) or any(id(one) in gone for one in kind.before):
                 gone.add(id(kind))
                 del self._kinds[key]
@@ -166,7 +166,7 @@ class Library:
         return dropped
 
     def epoch_end(self) -> bool:
-        """Forget what came once in two epochs. Whether rows were looked for, and none at all were found."""
+        """Drop kinds that occurred once in two epochs. Returns whether rows were looked up and none was found."""
         expected = sum(shelf.expected for shelf in self.shelves)
         found = sum(shelf.found for shelf in self.shelves)
         for kind in self._kinds.values():
@@ -180,7 +180,7 @@ class Library:
 
 
 def _bar(kind: Kind) -> None:
-    """What joins data to it that are new each time is not kept any more; what goes into it is."""
+    """Stop storing results with additional data that are new each time; their inputs are still stored."""
     for one in [kind, *_ancestors(kind)]:
         if one.joins:
             one.barred = True
@@ -205,5 +205,5 @@ def _is_as_before(filed: Filed, states: dict[tuple[Any, ...], str]) -> bool:
 
 
 def describe(kinds: Iterable[Any]) -> str:
-    """Their names."""
+    """The names of kinds."""
     return ", ".join(dict.fromkeys(f"'{kind.name}'" for kind in kinds))

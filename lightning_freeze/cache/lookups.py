@@ -1,4 +1,4 @@
-"""What is known of the rows of results in one step, looked up once each, and whether that is enough to put work off."""
+"""Look up the rows of results, once each in a step, and decide whether operations can be deferred."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Lookups:
     """The lookups of a step.
 
     Attributes:
-        rows, found: how many were looked up, and how many were known.
+        rows, found: numbers of rows that were looked up and found.
     """
 
     def __init__(self, counted: bool = True) -> None:
@@ -24,7 +24,7 @@ class Lookups:
         self._keys: dict[Any, list[Key]] = {}
 
     def look(self, kind: Kind, place: int, leaves: tuple[Leaf, ...], op: Op) -> Lookup | None:
-        """What is known of the rows of a result, of an operation or of what is made of it."""
+        """Look up the rows of a result of an operation, or of a result that depends on it."""
         key = kind, place, leaves
         if key not in self._found:
             shelf, known = kind.shelves.get(place), kind.facts.get(op.rows)
@@ -37,7 +37,7 @@ class Lookups:
         return self._found[key]
 
     def of(self, node: Node, anew: bool = False) -> Lookup | None:
-        """What is known of the rows of a result; `anew` when there may be room for them by now."""
+        """Look up the rows of a result; `anew`: again, because there may be room for them now."""
         at = node.op.kind, node.place, node.op.leaves
         if anew and self._found.get(at) is None:
             self._found.pop(at, None)
@@ -54,13 +54,13 @@ class Lookups:
         return self._keys[key]
 
     def can_wait(self, op: Op) -> bool:
-        """Whether rows of what has been needed of an operation are known, so that it may be put off."""
+        """Whether an operation can be deferred, because rows of all needed results are known."""
         perhaps = False
         for (kind, place), at in op.kind.targets.items():
             shelf = kind.shelves.get(place)
             if shelf is None or shelf.wrong:
                 continue
-            if at is None:  # it hangs on more than is known by now
+            if at is None:  # it depends on more than is known so far
                 perhaps = perhaps or bool(shelf.store.bytes)
                 continue
             look = self.look(kind, place, tuple(op.leaves[k] for k in at), op)
@@ -74,6 +74,6 @@ class Lookups:
         return perhaps
 
     def clear(self) -> None:
-        """The step is over."""
+        """Called at the end of the step."""
         self._found.clear()
         self._keys.clear()
