@@ -1,7 +1,7 @@
-"""Outputs of what is frozen, computed once per distinct input row and used again.
+"""Compute the outputs of frozen modules once per distinct input row, and reuse them.
 
-A `FrozenMemo` runs steps. For the length of each it stands before the frozen modules of a model; what they return is
-computed, or taken from rows that earlier steps have left, and is what it would be without it, bit for bit.
+A `FrozenMemo` runs steps. During each step it intercepts the frozen modules of a model. Their outputs are computed, or
+taken from rows stored by earlier steps, and have the same bits as without it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from lightning_freeze.cache.trees import Unknown, flatten
 from lightning_freeze.cache.worth import Worth
 from lightning_freeze.model.index import ModelIndex, is_compiled
 
-_RESTLESS = 20  # states of a part without a hit between them, after which it is left alone
+_RESTLESS = 20  # states of a part without a hit in between, after which it is no longer cached
 
 
 class FrozenMemo:
-    """Runs steps, skipping what is frozen where it can.
+    """Runs steps, and skips frozen modules whose outputs are stored.
 
     Args:
-        model: the module that is trained; everything below it is looked at.
-        room: where rows are kept, and how many.
-        verify: compare stored rows with computed ones before they are used, once per result and batch size.
-        say: is told what is kept, a line at a time.
-        warn: is told what is not, and why.
+        model: the module that is trained.
+        room: storage for rows, with its limit.
+        verify: whether to compare stored rows with computed ones before they are used, once per result and batch size.
+        say: called with lines about results that are stored.
+        warn: called with sentences about results that are not stored.
 
     Examples:
         >>> import torch
@@ -76,12 +76,12 @@ class FrozenMemo:
         self._worth = Worth()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a copy of a model or a callback leaves the memo behind
+        return type(None), ()  # a copy of a model or callback has no memo
 
     # ---- steps
 
     def run(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `step(*args, **kwargs)`; the result, and all that it does, is as without the memo."""
+        """Call `step(*args, **kwargs)`. Its result and effects are the same as without the memo."""
         if self.off or self._step is not None or self._worth.skips():
             return step(*args, **kwargs)
         self._look_around()
@@ -93,7 +93,7 @@ class FrozenMemo:
         return result
 
     def evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As `run`, of a step that trains nothing: results that training has needed are served, and no others kept."""
+        """`run` for a step that trains nothing: only results that training has needed are served and stored."""
         state = [parameter.requires_grad for parameter in self._parameters], settings()
         if self.off or self._step is not None or self._eligible is None:
             return step(*args, **kwargs)
@@ -127,7 +127,7 @@ class FrozenMemo:
         return result
 
     def _look_around(self) -> None:
-        """Begin anew when what trains has changed."""
+        """Drop everything if the trainable set or a setting of torch has changed."""
         flags = [parameter.requires_grad for parameter in self._parameters]
         now = settings()
         if flags != self._flags or now != self._settings:
@@ -137,7 +137,7 @@ class FrozenMemo:
         self._look_for_writes()
 
     def _look_for_writes(self) -> None:
-        """After a change of loops, find writes that count no version."""
+        """After a change of loops, look for writes that did not raise a version."""
         if self._new_epoch:
             self._new_epoch = False
             for part in self._parts.values():
@@ -157,13 +157,13 @@ class FrozenMemo:
 
     @contextmanager
     def _standing_before(self) -> Iterator[None]:
-        """Give the frozen modules another forward, on the instance, for a while."""
+        """Shadow the forward of frozen modules on the instance for a block."""
         assert self._eligible is not None
         first = entries(self._eligible.modules, self._parts)
         try:
             self._stand_before([*first, *self._eligible.particular])
             yield
-            for module in first:  # what was not called may be one of which only the parts are
+            for module in first:  # if a module was not called, perhaps only its children are
                 self._parts[module].passed |= not self._parts[module].called
         finally:
             for module, own in self._stood.items():
@@ -217,17 +217,17 @@ class FrozenMemo:
         return self._step.call(part, forward, args, kwargs)
 
     def plain(self, args: Any, kwargs: Any) -> None:
-        """Give a module plain tensors."""
+        """Replace lazy tensors in the arguments of a module by plain ones."""
         if self._step is not None:
             self._step.realize(args, kwargs)
 
     # ---- epochs and the end
 
     def epoch_end(self, again: bool = True) -> None:
-        """Turn off when a whole epoch that began with rows found none of them: the inputs are new each time.
+        """Turn off if an epoch that began with stored rows found none of them: the inputs are always new.
 
         Args:
-            again: rows of the next epoch may have come before; else it goes on with the round of epochs.
+            again: whether rows of the next epoch may have come before; else the next epoch continues this one.
         """
         self.turn()
         if again and not self.off and self._library.epoch_end():
@@ -235,18 +235,18 @@ class FrozenMemo:
         self._worth.epoch_start(self._library.began_with_rows)
 
     def turn(self) -> None:
-        """Another loop begins; somebody may exchange weights for its length."""
+        """Called when another loop begins, for which weights may be exchanged."""
         self._new_epoch = True
         self.publish()
 
     def publish(self) -> None:
-        """Show other processes what came in."""
+        """Make new rows visible to other processes."""
         if self._eligible is not None and self._library.pending:
             with self._standing_before():
                 self._say_dropped(self._library.publish(hurry=True))
 
     def forget(self) -> None:
-        """Drop all rows and all that is known; the next step looks anew."""
+        """Drop all rows and all state."""
         self.publish()
         self.report()
         self._library.clear()
@@ -257,7 +257,7 @@ class FrozenMemo:
         self.rows = self.hits = 0
 
     def report(self) -> None:
-        """Say what was saved since what is frozen is what it is."""
+        """Report what was saved since the frozen part last changed."""
         kept = [shelf for shelf in self._library.shelves if shelf.store.bytes]
         if kept and self.rows:
             size = sum(shelf.store.bytes for shelf in kept)
@@ -272,20 +272,20 @@ class FrozenMemo:
             self.warn(text)
 
     def turn_off(self, why: str) -> None:
-        """Stay out of the way for the rest of the run."""
+        """Turn the memo off for the rest of the run."""
         self.forget()
         self.off = why
         self.warn(f"FeatureCache is off: {why.removesuffix('.')}.")
 
     def close(self) -> None:
-        """Give memory and files back. A closed memo runs steps as they are."""
+        """Free memory and files. A closed memo runs steps unchanged."""
         self.forget()
         self._library.room.close()
         self.off = self.off or "closed"
 
 
 def _called(memo: FrozenMemo | None, module: nn.Module, own: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """`forward` of a frozen module within a step; in a copy of the module there is no memo."""
+    """`forward` of a frozen module within a step; a copy of the module has no memo."""
     forward = own if own is not None else partial(type(module).forward, module)
     return forward(*args, **kwargs) if memo is None else memo.called(module, forward, args, kwargs)
 
@@ -298,7 +298,7 @@ def _in_plain_tensors(memo: FrozenMemo | None, module: nn.Module, own: Any, /, *
 
 
 def batch_rows(batch: Any) -> int | None:
-    """How many rows a batch has: as many as it has labels, in one dimension; else as its first tensor."""
+    """The number of rows of a batch: the length of its first one-dimensional tensor, else of its first tensor."""
     tensors: list[Tensor] = []
     with suppress(Unknown):
         flatten(batch, tensors, mutable=True)

@@ -1,7 +1,7 @@
-"""One call of a module, watched: does it do anything but return what hangs on its arguments?
+"""Observe one call of a module: does it do anything besides computing its result from its arguments?
 
-A module that does nothing else may be skipped as a whole. One that counts its calls, keeps a feature in a list, reads
-a value, prints, draws a random number or has a hook inside may not: its Python runs in every step.
+If not, the module may be skipped as a whole. If it counts its calls, keeps a feature in a list, reads a value, prints,
+draws a random number or has a hook inside, its Python code runs in every step.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _MODES = {"is_grad_enabled", "is_inference_mode_enabled", "is_inference_mode", "
 
 @dataclass
 class Seen:
-    """What a call did.
+    """The observation of a call.
 
     Attributes:
-        flaw: why the module may not be skipped; "" if nothing speaks against it.
-        final: another call will show no better.
-        looks: it asked whether gradients are on.
+        flaw: why the module may not be skipped; "" if it may.
+        final: whether another observation would give the same flaw.
+        looks: whether it asked if gradients are enabled.
         codes: the functions outside torch that ran.
-        depends: whether what these read from outside is still the same.
+        depends: return whether the outside values that these functions read are unchanged.
     """
 
     flaw: str = ""
@@ -66,7 +66,7 @@ class Seen:
 
 
 class Probe(Tensor):
-    """A tensor that reports what Python learns from it."""
+    """A tensor that reports values read from it by Python code."""
 
     watcher: _Watcher | None = None
 
@@ -127,7 +127,7 @@ class _Watcher:
                 self._globals[id(values), name] = values, name, depth, picture(values[name], depth)
 
     def settle(self) -> None:
-        """After the call: what is outside has to be as it was, now and whenever the module is skipped."""
+        """After the call, check that outside values are unchanged, and return checks for later calls."""
         for values, name, depth, before in self._globals.values():
             if picture(values.get(name), depth) != before:
                 self.flaw(f"changes '{name}', which lies outside of it")
@@ -137,7 +137,7 @@ class _Watcher:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """Tells whether a value outside a module is what it was."""
+    """Tells whether a value outside a module is unchanged."""
 
     values: dict[str, Any]
     name: str
@@ -148,7 +148,7 @@ class Unchanged:
         return bool(picture(self.values.get(self.name), self.depth) == self.before)
 
     def now(self) -> Any:
-        """The name and the value."""
+        """The name and the current value."""
         return self.name, self.values.get(self.name)
 
 
@@ -162,7 +162,7 @@ def _of_torch(frame: Any) -> bool:
 
 
 def random_state(device: torch.device | None) -> list[Any]:
-    """The state of the generators that a step on this device draws from."""
+    """The state of the random generators of this device."""
     states: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
     if (numpy := sys.modules.get("numpy")) is not None:
         kind, words, *rest = numpy.random.get_state()
@@ -173,15 +173,15 @@ def random_state(device: torch.device | None) -> list[Any]:
 
 
 def observe(module: nn.Module, given: list[Tensor], call: Callable[[list[Tensor]], Any]) -> tuple[Any, Seen]:
-    """Run `call` of tensors, which calls the forward of a module, and see what it does beside returning something.
+    """Run a call of a module, and observe its effects.
 
     Args:
         module: the module.
-        given: the tensors that go in.
-        call: makes the call of tensors that stand for these.
+        given: the input tensors.
+        call: runs the call with tensors that replace these.
 
     Returns:
-        What the module returned, in plain tensors, and what was seen.
+        The result with plain tensors, and the observation.
     """
     watcher = _Watcher()
     with _nothing_collected():
@@ -195,7 +195,7 @@ def observe(module: nn.Module, given: list[Tensor], call: Callable[[list[Tensor]
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Keep the garbage collector away: what it runs would look like the module's doing."""
+    """Pause the garbage collector: code that it runs would look like an effect of the module."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -211,15 +211,12 @@ def _watched(watcher: _Watcher, module: nn.Module, given: list[Tensor], call: Ca
     def probed() -> list[Tensor]:
         if isinstance(module, PARTICULAR):
             return given
-        once = {id(tensor): tensor.as_subclass(Probe) for tensor in given}  # attention asks whether two are one
+        once = {id(tensor): tensor.as_subclass(Probe) for tensor in given}  # attention compares identities
         watcher.made([*once.values()])
-        return [once[id(tensor)] for tensor in given]
 
     with _probing(watcher, module):
         probes = probed()
-        originals = {
-            id(probe): tensor for probe, tensor in zip(probes, given, strict=True)
-        }  # to be found in what returns
+        originals = {id(probe): tensor for probe, tensor in zip(probes, given, strict=True)}  # to find it in the result
         result = call(probes)
     result = _unprobe(result, originals, watcher)
     del probes, probed
@@ -259,10 +256,10 @@ def _probing(watcher: _Watcher, module: nn.Module) -> Iterator[None]:
 
 
 def _plainly(forward: Callable[..., Any], watcher: _Watcher) -> Callable[..., Any]:
-    """They take another way where they meet a subclass."""
+    """Call a module that uses another code path for subclasses of Tensor with plain tensors."""
 
     def plain(*args: Any, **kwargs: Any) -> Any:
-        once: dict[int, Tensor] = {}  # attention asks whether its arguments are one tensor
+        once: dict[int, Tensor] = {}  # attention checks whether its arguments are identical
 
         def as_tensor(tensor: Tensor) -> Tensor:
             return once.setdefault(id(tensor), tensor.as_subclass(Tensor) if type(tensor) is Probe else tensor)
@@ -292,7 +289,7 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 
 def _unprobe(result: Any, originals: dict[int, Tensor], watcher: _Watcher) -> Any:
-    """Plain tensors: the very objects, so that it does not matter what they are part of."""
+    """Turn probes into plain tensors in place, so that containers of them need no change."""
     if id(result) in originals:
         watcher.flaw("returns what it was given")
         return originals[id(result)]
@@ -309,24 +306,24 @@ def _once(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _share_memory(tensors: list[Tensor], first: int) -> bool:
-    """Whether one of the first tensors lies in memory of another one."""
+    """Whether one of the first tensors shares memory with one of the others."""
     places = [one.untyped_storage().data_ptr() for one in tensors if one.layout == torch.strided and one.numel()]
     return len(set(places[:first])) < min(first, len(places)) or not set(places[:first]).isdisjoint(places[first:])
 
 
 def _content(tensor: Tensor) -> Any:
-    """Changes when a tensor is written; torch counts no writes into one that was made in inference mode."""
+    """A value that changes when a tensor is written; torch does not count writes into inference tensors."""
     return row_keys([tensor.unsqueeze(0)], 1).tolist() if tensor.is_inference() else version_of(tensor)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something else is called when it is."""
+    """Whether a module has hooks."""
     slots = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(slots)
 
 
 class _State:
-    """What a call may not change."""
+    """The state that a call must not change."""
 
     def __init__(self, module: nn.Module, given: list[Tensor]) -> None:
         self._module, self._given = module, given

@@ -1,4 +1,4 @@
-"""What is called in a step becomes an operation: its kind, and what goes in."""
+"""Turn calls in a step into operations, with their kinds and inputs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Operations:
     """Makes the operations of one step.
 
     Args:
-        step: whose lazy tensors may go in.
+        step: the step whose lazy tensors may be inputs.
         library: kinds and constants.
-        batch: rows of the batch; None: unknown.
+        batch: number of rows of the batch; None: unknown.
     """
 
     def __init__(self, step: Any, library: Library, batch: int | None) -> None:
@@ -34,14 +34,14 @@ class Operations:
         self._leaves: dict[int, Leaf] = {}
 
     def of_module(self, part: Part, forward: Any, spec: Any, tensors: Sequence[Tensor], token: int) -> Op | None:
-        """The call of a module in the state with this token; None: it cannot be put off."""
+        """The operation for a call of a module in the state with this token; None if it cannot be deferred."""
         inputs = [self._input(tensor, 0) or self._leaf(tensor) for tensor in tensors]
         grad = torch.is_grad_enabled() if part.looks else None
         target = part, token, grad
         return self._made(target, part.name, forward, spec, inputs, token, lambda: part.check() == token)
 
     def of_function(self, func: Any, args: Any, kwargs: Any, lazy: Lazy) -> Op | None:
-        """The call of a function; None: it cannot be put off."""
+        """The operation for a call of a function; None if it cannot be deferred."""
         tensors: list[Tensor] = []
         rule, rows, name = RULES.get(func), lazy.node.op.rows, lazy.node.op.kind.name
         if rule is None or (is_in_place(func, kwargs) and (not isinstance(args[0], Lazy) or args[0].node.family())):
@@ -61,7 +61,7 @@ class Operations:
         return op if op.kind.rows_dims[rows] is not None else None
 
     def _input(self, tensor: Tensor, rows: int) -> _Input | None:
-        """A result that nobody has written into, or a constant."""
+        """An input: an unwritten result, or a constant."""
         if isinstance(tensor, Lazy):
             mine = tensor.step is self._step and tensor.node is not None and tensor.node.clean
             return tensor.node if mine else None
@@ -69,7 +69,7 @@ class Operations:
         return None if constant is None else (tensor, constant)
 
     def _leaf(self, tensor: Tensor) -> Leaf | None:
-        found, unseen = self._leaves.get(id(tensor)), tensor.is_inference()  # torch counts no writes into it
+        found, unseen = self._leaves.get(id(tensor)), tensor.is_inference()  # torch does not count writes into it
         same = found is not None and found.tensor is tensor and version_of(tensor) == found.version
         if same and not unseen:
             return found
@@ -85,7 +85,7 @@ class Operations:
     def _made(
         self, target: Any, name: str, function: Any, spec: Any, inputs: list[Any], token: int, valid: Any
     ) -> Op | None:
-        """The operation, with its kind; None: its arguments cannot be kept, or do not have the same rows."""
+        """The operation with its kind; None if its arguments cannot be stored or have different rows."""
         if any(one is None for one in inputs):
             return None
         leaves: dict[Leaf, int] = {}
@@ -105,12 +105,12 @@ class Operations:
         return Op(kind, function, spec, plain, tuple(leaves), counts.pop() if counts else 1, now, valid)
 
     def clear(self) -> None:
-        """The step is over."""
+        """Called at the end of the step."""
         self._leaves.clear()
 
 
 def _described(one: _Input, leaves: dict[Leaf, int]) -> Hashable:
-    """What inputs of one kind agree in."""
+    """The properties that inputs of one kind have in common."""
     if isinstance(one, Node):
         return one.op.kind, one.place, tuple(leaves[leaf] for leaf in one.op.leaves)
     return one.describe(leaves[one]) if isinstance(one, Leaf) else one[1]

@@ -1,4 +1,4 @@
-"""A frozen module as the cache knows it: whether it may be skipped, and a token that changes when it does."""
+"""A frozen module in the cache: whether it may be skipped, and a token that identifies its state."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Part:
     """One clean module.
 
     Attributes:
-        called: it was called in a step.
-        passed: it was not, so perhaps only the modules in it are.
-        shadow: what stands for its forward in a step.
-        own: the forward that the module itself has, beside that of its class.
-        token: another one for each state that the module was in.
-        whole: it may be skipped; None: not known yet.
+        called: whether it was called in a step.
+        passed: whether it was not, so that perhaps only its children are called.
+        shadow: replaces its forward in a step.
+        own: the forward of the instance, if it has one.
+        token: identifies the state of the module.
+        whole: whether it may be skipped; None: unknown yet.
         codes: the functions outside torch that run in a call.
-        depends: tell whether what these read from outside is as it was.
-        looks: it asks whether gradients are on, so results with and without are told apart.
+        depends: return whether the outside values that these read are unchanged.
+        looks: whether it asks if gradients are enabled; results with and without are distinct then.
         flaw: why it may not be skipped.
     """
 
@@ -50,7 +50,7 @@ class Part:
         self._broken = 0
 
     def check(self) -> int:
-        """The token of the state that the module is in; 0 while it is in one that was not there before."""
+        """The token of the module's current state; 0 for a new state."""
         if self._broken > _PATIENCE:
             return 0
         if not all(same() for same in self.depends):
@@ -76,27 +76,27 @@ class Part:
         return self.token
 
     def still(self, token: int) -> bool:
-        """Whether it is in the state with this token, as far as can be told without a look at all numbers."""
+        """Whether it is in the state with this token, by versions and identities."""
         seal = self._seals.get(token)
         return seal is not None and seal.holds() and seal.same_numbers()
 
     def epoch_start(self) -> None:
-        """Look for writes that count no version, and have another look at a module that kept changing."""
+        """Look for writes that did not raise a version, and check a module again that kept changing."""
         self._seals = {token: seal for token, seal in self._seals.items() if seal.same_numbers()}
         self._broken = 0
 
     def forget(self) -> None:
-        """What was seen does not hold any more."""
+        """Forget the observations."""
         self._seals.clear()
         self._candidate, self.whole, self._tries = None, None, 0
         self.depends = []
 
     def hooked(self) -> bool:
-        """Whether a module in it has a hook."""
+        """Whether a module inside has a hook."""
         return any(has_hooks(one) for one in self.module.modules() if one is not self.module)
 
     def judge(self, flaw: str, final: bool) -> None:
-        """Take in what was seen in a call: "" if nothing speaks against skipping it."""
+        """Record the observation of a call; the flaw is "" if the module may be skipped."""
         self._tries += 1
         self.flaw = flaw
         if not flaw:
@@ -106,16 +106,16 @@ class Part:
 
     @property
     def open(self) -> bool:
-        """Whether what is in it has to be looked at: it may not be skipped, changes all the time, or is not called."""
+        """Whether to intercept its children: it may not be skipped, changes all the time, or is not called."""
         return self.whole is False or self.passed or self._broken > _PATIENCE
 
     def tokens(self) -> set[int]:
-        """Of the states that are known."""
+        """The tokens of the known states."""
         return set(self._seals)
 
 
 def entries(modules: Iterable[nn.Module], parts: Mapping[nn.Module, Part]) -> list[nn.Module]:
-    """The parts, in pre-order, that are in no other one, but for those that have to be opened."""
+    """The outermost parts in pre-order; a part that must be opened is replaced by its children."""
     found, inside = [], set[int]()
     for module in modules:
         part = parts.get(module)

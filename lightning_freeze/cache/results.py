@@ -1,4 +1,4 @@
-"""What is known of the results of an operation beside their values."""
+"""The facts about the results of an operation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_freeze.cache.graph import Facts, Node, Op
 
 
 def facts_of(op: Op, values: list[Tensor], results: list[Tensor]) -> list[Facts] | None:
-    """What is known of results; None: they cannot be kept.
+    """The facts about results; None if they cannot be stored.
 
     Args:
         op: the operation.
-        values: what went in.
-        results: what came out.
+        values: its input tensors.
+        results: its result tensors.
     """
     if len({id(one) for one in results}) < len(results):
         return None
@@ -36,7 +36,7 @@ def facts_of(op: Op, values: list[Tensor], results: list[Tensor]) -> list[Facts]
 
 
 def _is_plain(result: Tensor) -> bool:
-    """Whether it is an ordinary tensor without a gradient, and no row of it stands for several."""
+    """Whether it is an ordinary tensor that requires no gradient and has no expanded dimension."""
     plain = type(result) is Tensor and not result.requires_grad and result.layout == torch.strided
     return plain and not any(step == 0 and size > 1 for step, size in zip(result.stride(), result.shape, strict=True))
 

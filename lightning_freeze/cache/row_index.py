@@ -1,4 +1,4 @@
-"""Which rows are known for batches of which size.
+"""The known rows for each batch size.
 
 A matrix product may give a row other bits in a batch of another size. So rows computed in batches of one size are
 used for another only after a comparison has shown that both give the same bits.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_freeze.cache.row_store import Entry, Key
 
-EVIDENCE = 64  # numbers that have to be equal before two ways to compute them count as the same
+EVIDENCE = 64  # numbers that must be equal before two ways to compute them count as identical
 
 
 class RowIndex:
@@ -49,21 +49,21 @@ class RowIndex:
         return bool(self._rows[self._family(size)])
 
     def find(self, size: int, keys: Sequence[Key]) -> list[Entry | None]:
-        """What is known of rows for a batch of this size."""
+        """The entries of rows for a batch of this size; None for unknown rows."""
         return list(map(self._rows[self._family(size)].get, keys))
 
     def add(self, size: int, entries: Iterable[tuple[Key, Entry]]) -> None:
-        """Rows that were computed in a batch of this size."""
+        """Add rows that were computed in a batch of this size."""
         self._rows[self._family(size)].update(entries)
 
     def remove(self, size: int, keys: Iterable[Key]) -> None:
-        """Rows that are not there any more."""
+        """Remove rows."""
         rows = self._rows[self._family(size)]
         for key in keys:
             rows.pop(key, None)
 
     def others(self, size: int) -> list[int]:
-        """Families that may yet turn out to be the one of this size."""
+        """Families that may have the same bits as this size, which is not known yet."""
         mine = self._family(size)
         return [other for other in self._rows if other != mine and not self.apart(other, mine)]
 
@@ -76,13 +76,13 @@ class RowIndex:
         return frozenset((self._family(size), self._family(other))) in self._apart
 
     def compared(self, size: int, other: int, level: int, numbers: int) -> None:
-        """Take in that the same rows were computed in batches of both sizes.
+        """Record that the same rows were computed in batches of two sizes.
 
         Args:
-            size: of the one batch.
-            other: of the other.
+            size: size of one batch.
+            other: size of the other batch.
             level: see `confirmed`.
-            numbers: how many were equal; 0: not all were.
+            numbers: count of equal numbers; 0 if any differed.
         """
         mine, theirs = self._family(size), self._family(other)
         pair = frozenset((mine, theirs))
@@ -99,16 +99,16 @@ class RowIndex:
             self._apart = {frozenset(theirs if one == mine else one for one in apart) for apart in self._apart}
 
     def confirmed(self, size: int, level: int, numbers: int) -> None:
-        """So many numbers of stored rows were computed again, and were equal.
+        """Record that numbers of stored rows were computed again and were equal.
 
         Args:
-            size: of the batch.
-            level: of the likeness, see `shelf.Lookup`.
-            numbers: how many numbers.
+            size: size of the batch.
+            level: see `shelf.Lookup`.
+            numbers: count of numbers.
         """
         key = self._family(size), level
         self._proof[key] = self._proof.get(key, 0) + numbers
 
     def proven(self, size: int, level: int) -> bool:
-        """Whether enough was computed again to use stored rows for a batch."""
+        """Whether enough numbers were confirmed to use stored rows for a batch."""
         return self._proof.get((self._family(size), level), 0) >= EVIDENCE

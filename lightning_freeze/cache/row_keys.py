@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_CHUNK, _COLUMNS = 1 << 16, 1 << 13  # words worked on at a time, which the cache of a CPU holds, and of one row
+_CHUNK, _COLUMNS = 1 << 16, 1 << 13  # words per chunk, which fit the cache of a CPU, and per row
 
 _MIXER = -0x61C8864680B583EB  # 2**64 over the golden ratio, odd
 
@@ -30,8 +30,9 @@ def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
     probability 2**-128, times four for each zero bit that the differences of all their mixed words end in.
 
     Args:
-        tensors: of any dtypes. What has `rows` entries in its first dimension goes in by rows, the rest as a whole.
-        rows: their number.
+        tensors: tensors of any dtypes. Those with `rows` entries in the first dimension are hashed by row, others as a
+            whole.
+        rows: number of rows.
 
     Returns:
         `(rows, 2)` int64 on the device of the first tensor; the same for the same bits and shapes, on any device, in
@@ -50,12 +51,12 @@ def row_keys(tensors: Sequence[Tensor], rows: int) -> Tensor:
         words = _words(tensor.detach(), rows if by_row else 1)
         total += _checksums(words, salt).to(total.device)
         sizes += (tensor.dim(), *tensor.shape[by_row:])
-    # Shapes too: zeros that pad a row to another length add nothing to its checksum.
+    # The shapes are included, because padding a row with zeros does not change its checksum.
     return total + _checksums(torch.tensor([sizes]), len(tensors)).to(total.device)
 
 
 def _words(tensor: Tensor, rows: int) -> Tensor:
-    """(rows, words) int64; the last word of each row is filled up with zeros."""
+    """The words of rows, int64 `(rows, words)`; the last word of each row is padded with zeros."""
     tensor = tensor.resolve_conj().resolve_neg().contiguous()
     size = tensor.numel() * tensor.element_size() // max(rows, 1)
     data = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).view(rows, size)

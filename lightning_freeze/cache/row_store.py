@@ -1,4 +1,4 @@
-"""Rows of one shape in memory, of which all together have a budget."""
+"""Storage for rows of one shape, with one limit for all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 Key = tuple[int, int]
-Address = tuple[str, bool, dict[str, Any]]  # the name of a kind of rows, whether it is kept, and what is told of it
-_FIELDS = 5  # words that the record of a row takes, about
+Address = tuple[str, bool, dict[str, Any]]  # digest of a kind of rows, whether it persists, and its description
+_FIELDS = 5  # approximate size of the record of a row, in words
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Entry:
     """A stored row.
 
     Attributes:
-        slot: where it is.
-        batch: the batch it was computed in, a number of its own for each batch of each process.
+        slot: its place in the storage.
+        batch: number of the batch that it was computed in, unique for all processes.
         place: its place in that batch.
     """
 
@@ -34,12 +34,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """What another process tells of a row, or of what it has found out.
+    """A message of another process about a row, or about a comparison.
 
     Attributes:
-        tag: where the row is; below 0: see `Shelf`.
-        first, second: its key, or numbers.
-        size: of the batch that it was computed in, or a number.
+        tag: slot of the row; if negative, see `Shelf`.
+        first, second: the key of the row, or numbers.
+        size: size of the batch that it was computed in, or a number.
         place, batch: see `Entry`, or numbers.
     """
 
@@ -52,71 +52,71 @@ class Record:
 
 
 class Rows(Protocol):
-    """Rows of one shape, wherever they are."""
+    """The interface of a store for rows of one shape."""
 
     bytes: int
 
     @property
     def pending(self) -> bool:
-        """Whether there is something that others have not been shown."""
+        """Whether there are rows that are not visible to other processes yet."""
 
     def put(self, keys: Sequence[Key], rows: Tensor, size: int, batch: int, places: Sequence[int]) -> list[int]:
-        """Store rows, as many as there is room for, and return where.
+        """Store as many rows as there is room for, and return their slots.
 
         Args:
-            keys: of each row.
+            keys: the key of each row.
             rows: `(len(keys), *shape)`, on any device.
-            size: of the batch that they were computed in.
+            size: size of the batch that they were computed in.
             batch: see `Entry`.
             places: see `Entry`.
         """
 
     def get(self, slots: Sequence[int]) -> Tensor:
-        """A copy of some rows, in this order."""
+        """Copy some rows, in this order."""
 
     def note(self, record: Record) -> None:
-        """Tell others what was found out."""
+        """Tell other processes about a comparison."""
 
     def news(self) -> list[Record]:
-        """What others have told since."""
+        """New messages of other processes."""
 
     def torn(self, slots: Sequence[int]) -> Collection[int]:
-        """Those of some rows that are not what was written; they are dropped."""
+        """Drop damaged rows, and return which they are."""
 
     def publish(self, valid: bool) -> None:
-        """Show others what is pending, or drop it."""
+        """Make pending rows visible to other processes, or drop them."""
 
     def close(self) -> None:
-        """Give the memory, or what is not to be kept on disk, back."""
+        """Free memory, and delete files that do not persist."""
 
 
 class Room(Protocol):
-    """Where rows are kept."""
+    """The interface of a storage for rows."""
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see what is put there."""
+        """Whether other processes see the rows."""
 
     @property
     def persist(self) -> bool:
-        """Whether it is there after the run."""
+        """Whether the rows persist after the run."""
 
     def open(self, shape: Sequence[int], dtype: torch.dtype, address: Address | None = None) -> Rows | None:
-        """Room for rows of one shape; None: there is none for a single one.
+        """Open a store for rows of one shape; None if there is no room for a single row.
 
         Raises:
-            OSError: a file cannot be made.
+            OSError: a file cannot be created.
         """
 
     def close(self) -> None:
-        """The run is over."""
+        """Called at the end of the run."""
 
 
 class Storage:
-    """Room in the memory of this process.
+    """Storage in the memory of this process.
 
     Args:
-        max_bytes: of all rows.
+        max_bytes: limit for all rows, in bytes.
     """
 
     shared = persist = False
@@ -134,7 +134,7 @@ class Storage:
 
 
 class RowStore:
-    """Rows in memory, which is taken up as they come in.
+    """Rows in memory, which is allocated as rows are added.
 
     Examples:
         >>> store = Storage(1024).open((2,), torch.float32)
@@ -151,8 +151,8 @@ class RowStore:
         self._cost = self._row_bytes + 8 * _FIELDS
         rows = (storage.max_bytes - storage.used) // self._cost
         self._map = mmap.mmap(-1, rows * self._row_bytes)
-        # Not torch.empty: under deterministic algorithms it fills what it returns, and would take it all up at once.
-        with torch.inference_mode(False):  # a step may be in it, and later rows come outside of it
+        # Not torch.empty: with deterministic algorithms it fills the memory, and would allocate all of it at once.
+        with torch.inference_mode(False):  # a step may be in inference mode, and later rows come outside of it
             self._data = torch.frombuffer(self._map, dtype=dtype, count=rows * prod(shape)).view(rows, *shape)
 
     def put(self, keys: Sequence[Key], rows: Tensor, size: int, batch: int, places: Sequence[int]) -> list[int]:
@@ -188,5 +188,5 @@ class RowStore:
         del self._data
         self._storage.used -= self._used * self._cost
         self._used = self.bytes = 0
-        with suppress(BufferError):  # somebody holds on to a tensor of it; the memory goes with the last
+        with suppress(BufferError):  # a tensor of this memory is still in use; the memory is freed with the last one
             self._map.close()

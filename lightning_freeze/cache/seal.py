@@ -1,6 +1,7 @@
-"""Notices that a frozen module is no longer what it was: by version and identity, exactly, in some microseconds.
+"""Detect changes of a frozen module exactly, by version and identity, in some microseconds.
 
-A write through `.data` counts no version. Such writes are looked for between epochs, in some numbers of each tensor.
+A write through `.data` does not raise a version. Such writes are looked for between epochs, in some numbers of each
+tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.model.fingerprint import parts_of
 
-_OWN = frozenset(vars(nn.Module()))  # what every module has
+_OWN = frozenset(vars(nn.Module()))  # attributes of every module
 _SLOTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 CONTAINERS = (list, dict, set, deque, OrderedDict)
 _PLAIN = (bool, int, float, str, bytes, complex, type(None), torch.dtype, torch.device)
@@ -23,7 +24,7 @@ _SAMPLE, _WHOLE, _DEPTH, _WIDTH = 16, 1 << 14, 3, 200
 
 
 def picture(value: Any, depth: int = _DEPTH) -> Any:
-    """What a value is now, to be compared with what it is later: containers and objects by what is in them."""
+    """A picture of a value for comparison with a later one; containers and objects by content."""
     if isinstance(value, _PLAIN):
         return type(value), value if value == value else repr(value)
     if isinstance(value, Tensor):
@@ -46,23 +47,23 @@ def _counts(value: Any) -> bool:
 
 
 def own(module: nn.Module) -> list[tuple[str, Any]]:
-    """The attributes that its class gave a module."""
+    """The attributes of a module beyond those of `nn.Module`."""
     return [(name, value) for name, value in vars(module).items() if name not in _OWN and name != "forward"]
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often it was written; 0 for one made under inference_mode, of which torch does not count it."""
+    """The version of a tensor; 0 for inference tensors, which have none."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def user_classes(modules: Iterable[nn.Module]) -> list[type]:
-    """Their classes that torch did not write: what is set on a class holds for all of its modules."""
+    """The classes of modules outside torch: class attributes apply to all modules of a class."""
     classes = {cls: None for kind in {type(module) for module in modules} for cls in kind.__mro__}
     return [cls for cls in classes if cls is not object and not cls.__module__.startswith("torch.")]
 
 
 class Seal:
-    """The state of a module, with all in it, at one time.
+    """The state of a module and its children at one time.
 
     Examples:
         >>> layer = nn.Linear(2, 2)
@@ -100,7 +101,7 @@ class Seal:
         self._samples = _bits(self._views)
 
     def holds(self) -> bool:
-        """Whether nothing has changed, as far as versions and identities tell."""
+        """Whether nothing has changed, by versions and identities."""
         if self._types != [one.__class__ for one in self.modules]:
             return False
         if not _same(self._live, self._copies):
@@ -117,14 +118,14 @@ class Seal:
         return any(tensor._version > old for tensor, old in zip(self._dense, self._versions, strict=True))
 
     def same_numbers(self) -> bool:
-        """Whether some numbers of each tensor are what they were."""
+        """Whether a sample of numbers of each tensor is unchanged."""
         return self._samples == _bits(self._views)
 
     def _marks(self) -> tuple[list[int], list[int]]:
         return [t._version for t in self._dense], [t.data_ptr() for t in self._dense]
 
     def _same_buffers(self, versions: list[int]) -> bool:
-        """DDP writes the buffers in each forward, with the values they have."""
+        """Whether buffers have equal values: DDP rewrites them in each forward."""
         for place, (new, old) in enumerate(zip(versions, self._versions, strict=True)):
             if new != old and not (place in self._buffers and torch.equal(self._dense[place], self._buffers[place])):
                 return False
@@ -144,13 +145,13 @@ def _is_nested(value: Any) -> bool:
 
 def _same(live: list[Any], copies: list[dict[str, Any]]) -> bool:
     try:
-        return bool(live == copies)  # in C, and by identity first; what is not identical is compared
+        return bool(live == copies)  # compares by identity first, in C, and by value only if objects differ
     except (RuntimeError, ValueError, TypeError):  # a tensor or an array was exchanged for another
         return False
 
 
 def _sampled(tensor: Tensor) -> Tensor:
-    """A view of some of its numbers: of all, where they are few."""
+    """A view of a sample of its numbers, or of all if there are few."""
     flat = tensor.detach()
     if not flat.numel():
         return flat

@@ -1,4 +1,4 @@
-"""The rows of one result: looked up, served, compared and stored."""
+"""Look up, serve, compare and store the rows of one result."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from lightning_freeze.cache.row_index import RowIndex
 from lightning_freeze.cache.row_store import Entry, Key, Record, Rows
 
-CONFIRMED, COMPARED, WRONG = -1, -2, -3  # what is told to other processes beside rows, as tags of a `Record`
+CONFIRMED, COMPARED, WRONG = -1, -2, -3  # tags of a `Record` for messages other than rows
 
-FRUITLESS = 8.0  # rows that should have been known, and are not, until inputs count as new: chance is 0.0003
+FRUITLESS = 8.0  # expected but unknown rows until inputs count as new; chance: 0.0003
 
 
 @dataclass
 class Lookup:
-    """What is known of the rows of a batch.
+    """The result of looking up the rows of a batch.
 
     Attributes:
-        shelf: where they were looked up.
-        keys: of each row.
-        entries: of each row; None: it is not there.
-        mode: whether gradients are on, and inference mode, as a number below 4.
-        known, missing: places of rows that are there, and of the others.
+        shelf: the shelf.
+        keys: the key of each row.
+        entries: the entry of each row; None: unknown.
+        mode: whether gradients and inference mode are enabled, as a number below 4.
+        known, missing: places of known and unknown rows.
     """
 
     shelf: Shelf
@@ -43,7 +43,7 @@ class Lookup:
 
     @property
     def level(self) -> int:
-        """Even: exactly a batch that was computed as it is, in its order; odd: rows of several, or moved."""
+        """Even: exactly a batch that was computed before, in the same order; odd: rows of several batches, or moved."""
         batches = {entry.batch for entry in self.entries if entry is not None}
         still = all(entry is not None and entry.place == place for place, entry in enumerate(self.entries))
         return 2 * self.mode + (not still or len(batches) > 1)
@@ -55,18 +55,18 @@ class Lookup:
         return not self.shelf.verify or self.shelf.index.proven(len(self.keys), self.level)
 
     def fewer(self) -> int | None:
-        """The smallest batch for the missing rows, in steps of an eighth, that may give the bits of the whole one."""
+        """The smallest batch size for the missing rows, in steps of an eighth, that may give the same bits."""
         size = len(self.keys)
         step = -(-size // 8)
         sizes = range(-(-len(self.missing) // step) * step, size, step)
         return next((few for few in sizes if not self.shelf.index.apart(few, size)), None)
 
     def filled(self, few: int) -> list[int]:
-        """The places of the missing rows, filled up to a batch of `few`."""
+        """The places of the missing rows, padded to a batch of `few`."""
         return [*self.missing, *self.missing[-1:] * (few - len(self.missing))]
 
     def filling(self) -> list[int] | None:
-        """Rows to compute beside the known ones, in a batch that gives the same bits; None: compute the whole."""
+        """The places to compute, in a batch that gives the same bits; None: compute the whole batch."""
         if not self.usable():
             return None
         if not self.missing:
@@ -79,11 +79,11 @@ class Shelf:
     """Stored rows of one result of one operation, of any batch size.
 
     Args:
-        name: of the module that they come from, for messages.
-        store: room for them.
-        verify: compare stored rows with computed ones before they are used.
-        warn: is told why rows are not served.
-        filed: the digest that other processes know them by, and what it is of.
+        name: name of the module that they come from, for messages.
+        store: the store for rows.
+        verify: whether to compare stored rows with computed ones before they are used.
+        warn: called with the reason why rows are not served.
+        filed: the digest under which other processes find the rows, with its description.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Shelf:
     ) -> None:
         self.name, self.store, self.verify, self.filed, self._warn = name, store, verify, filed, warn
         self.index = RowIndex()
-        self.wrong = ""  # why rows are not served
+        self.wrong = ""  # the reason why rows are not served
         self._batches = 0
-        self.seen = self.asked = self.found = 0  # rows of this epoch: all; of batch sizes that have rows; known ones
-        self.before = self.last = 0  # rows that were there when the epoch began, and all of the one before
+        self.seen = self.asked = self.found = 0  # rows of this epoch: all; those of batch sizes with rows; known ones
+        self.before = self.last = 0  # rows stored when the epoch began, and all rows of the previous epoch
 
     def look(self, size: int, keys: Sequence[Key], mode: int = 1, counted: bool = True) -> Lookup:
-        """What is known of the rows with these keys, for a batch of this size; `counted` when training asks."""
+        """Look up rows by keys for a batch of this size; `counted` if training asks."""
         entries = self.index.find(size, keys)
         if None in entries and self._heard():
             entries = self.index.find(size, keys)
@@ -135,7 +135,7 @@ class Shelf:
             self._note(WRONG, level)
 
     def _compare_sizes(self, look: Lookup, rows: Tensor) -> None:
-        """Are rows of batches of another size the same? Then they are there for this size too."""
+        """Compare with rows from batches of other sizes; equal sizes can share rows."""
         size = len(look.keys)
         for other in self.index.others(size):
             found = [
@@ -149,12 +149,12 @@ class Shelf:
         look.__post_init__()
 
     def tried(self, look: Lookup, few: int, values: Tensor | None, wanted: Tensor) -> None:
-        """A smaller batch was computed beside the whole one; None: it could not be."""
+        """Record that a smaller batch was computed beside the whole one; None if that failed."""
         equal = values is not None and same_bits(values, wanted)
         self._note(COMPARED, few, len(look.keys), 2 * look.mode + 1, wanted.numel() if equal else 0)
 
     def insert(self, look: Lookup, places: Sequence[int], rows: Tensor, size: int) -> None:
-        """Store rows that were computed in a batch of this size."""
+        """Store rows computed in a batch of this size."""
         number = self._batches = self._batches + 1
         keys = [look.keys[place] for place in places]
         try:
@@ -165,12 +165,12 @@ class Shelf:
         pairs = zip(keys, slots, places, strict=False)
         self.index.add(size, [(key, Entry(slot, number, place)) for key, slot, place in pairs])
 
-    # ---- what was found out, and what others have
+    # ---- comparisons, and messages of other processes
 
     def _note(self, what: int, *numbers: int) -> None:
-        """Take it in, and let others know."""
+        """Record a comparison, and tell other processes."""
         self._apply(what, *numbers)
-        with suppress(OSError):  # others find it out themselves
+        with suppress(OSError):  # other processes find it out themselves
             self.store.note(Record(what, *numbers, *[0] * (5 - len(numbers))))
 
     def _apply(self, what: int, *numbers: int) -> None:
@@ -188,7 +188,7 @@ class Shelf:
             self._warn(f"FeatureCache does not keep all that it could: {why}.")
 
     def _heard(self) -> bool:
-        """Take in what other processes have told; whether there was something."""
+        """Read the messages of other processes, and return whether there were any."""
         records = self.store.news()
         for one in records:
             if one.tag >= 0:
@@ -199,11 +199,11 @@ class Shelf:
 
     @property
     def expected(self) -> float:
-        """How many rows of this epoch should have been known, if they are those of the epoch before."""
+        """The number of rows of this epoch that should be known if they are the rows of the previous epoch."""
         return self.asked * min(1.0, self.before / max(self.seen, self.last, 1))
 
     def epoch_end(self) -> bool:
-        """Whether the inputs are new each time: an epoch that began with rows found none of them."""
+        """Whether the inputs are always new: an epoch that began with rows found none of them."""
         new = self.expected >= FRUITLESS and not self.found
         self.before, self.last = len(self.index), max(self.seen, self.last)
         self.seen = self.asked = self.found = 0
@@ -216,12 +216,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def rows_first(tensor: Tensor, dim: int | None) -> Tensor:
-    """A view whose first dimension is that of the rows; all of it is one row where there is none."""
+    """A view with the rows in the first dimension; a tensor without rows becomes one row."""
     return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
 
 
 def put_rows(facts: Any, known: list[int], stored: Tensor, missing: list[int], filled: Tensor | None) -> Tensor:
-    """A tensor with the recorded shape and strides, of stored rows and of those that were computed."""
+    """Make a tensor with the recorded shape and strides from stored and computed rows."""
     stored = stored.to(facts.device)
     if not missing and facts.rows_dim == 0 and tuple(stored.stride()) == facts.stride and stored.shape == facts.shape:
         return stored

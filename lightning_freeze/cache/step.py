@@ -1,7 +1,7 @@
-"""One step: calls of frozen modules and functions of what they return are computed at once, or put off.
+"""One step: calls of frozen modules, and functions of their results, are computed at once or deferred.
 
-They are put off where rows of what has been needed of them in earlier steps are known. Whatever needs a value gets
-it: from the rows, or by work that is done then. So a step runs once, in the order it is written in, whatever it does.
+They are deferred if the rows of all results that earlier steps needed are known. If a value is needed later, it comes
+from the rows or is computed then. So a step runs once and in its own order, whatever it does.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Step:
     """One step, while it runs.
 
     Args:
-        library: what is known from other steps.
-        batch: rows of the batch; None: unknown.
-        trains: else nothing is kept but rows of what training has needed.
+        library: the state across steps.
+        batch: number of rows of the batch; None: unknown.
+        trains: whether it is a training step; other steps store only rows of results that training has needed.
 
     Attributes:
-        lookups: what is known of rows.
-        work: gives values.
+        lookups: the lookups of rows.
+        work: computes values.
     """
 
     def __init__(self, library: Library, batch: int | None, trains: bool = True) -> None:
@@ -56,16 +56,16 @@ class Step:
     def _watches(self) -> bool:
         return self._active and not self.work.inside and not unusual()
 
-    # ---- what is called
+    # ---- calls
 
     def call(self, part: Part, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A frozen module is called."""
+        """Handle a call of a frozen module."""
         if part.whole is False or not self._watches:
             return original(*args, **kwargs)
         tensors: list[Tensor] = []
         try:
             spec = flatten((args, tuple(kwargs.items())), tensors)
-        except Unknown:  # nobody can look into it, or the module may write into it: its Python runs in every step
+        except Unknown:  # opaque or writable arguments: its Python code runs in every step
             if part.whole is None:
                 part.judge("is given objects or lists", final=True)
             self.realize(args, kwargs)
@@ -81,7 +81,7 @@ class Step:
         return self._observed(part, original, op) if part.whole is None else self._do(op)
 
     def _observed(self, part: Part, original: Callable[..., Any], op: Op) -> Any:
-        """The first call: it is run as a whole, and watched."""
+        """Run and observe the first call."""
         values = [self.work.given(one) for one in op.inputs]
 
         def call(probes: list[Tensor]) -> Any:
@@ -96,7 +96,7 @@ class Step:
         return result if seen.flaw or seen.looks else self._with_facts(op, values, result, None)
 
     def meet(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A function is called of something lazy."""
+        """Handle a call of a function with lazy arguments."""
         found = lazies((args, kwargs))
         if any(lazy.node is None for lazy in found):
             return func(*plain(args), **plain(kwargs))
@@ -109,7 +109,7 @@ class Step:
             return func(*args, **kwargs)
         return self._do(op, in_place=args[0] if is_in_place(func, kwargs) else None)
 
-    # ---- computed, or put off
+    # ---- computed or deferred
 
     def _do(self, op: Op, in_place: Lazy | None = None) -> Any:
         known = op.kind.facts.get(op.rows)
@@ -126,7 +126,7 @@ class Step:
         return self._with_facts(op, values, result, in_place)
 
     def _with_facts(self, op: Op, values: list[Tensor], result: Any, in_place: Lazy | None) -> Any:
-        """What was computed, lazy, if it is of the form that it had in other steps."""
+        """Wrap a computed result in lazy tensors, if it has the same form as in other steps."""
         results: list[Tensor] = []
         try:
             spec = flatten(result, results, mutable=True)
@@ -177,7 +177,7 @@ class Step:
     # ---- values
 
     def realize(self, *trees: Any) -> None:
-        """Somebody needs the values: the lazy tensors in these become plain ones."""
+        """Turn the lazy tensors in arguments into plain ones, because their values are needed."""
         for lazy in lazies(trees):
             if lazy.__class__ is Lazy and lazy.node is not None:
                 lazy.step.make_real(lazy)
@@ -193,11 +193,11 @@ class Step:
             become(lazy, value)
 
     def value(self, lazy: Lazy) -> Tensor:
-        """Its values."""
+        """The values of a lazy tensor."""
         return self.work.value(lazy)
 
     def finish(self) -> None:
-        """What outlives the step gets its values."""
+        """Give tensors that outlive the step their values."""
         for reference in self._made:
             lazy = reference()
             if isinstance(lazy, Lazy) and lazy.node is not None:

@@ -1,4 +1,4 @@
-"""Arguments and results taken apart: tensors in a row, and a hashable record of everything around them."""
+"""Split arguments and results into a list of tensors and a hashable record of everything else."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _TOKENS = (
     types.BuiltinFunctionType,
     nn.Module,
 )
-TENSOR, ROWS = "tensor", "rows"  # stand for a tensor, and for a number that is that of the rows
+TENSOR, ROWS = "tensor", "rows"  # placeholders for a tensor, and for a number equal to the number of rows
 
 
 class Unknown(Exception):
-    """An argument that cannot be taken apart: nobody can tell what is in it."""
+    """An argument that cannot be split, because its content is unknown."""
 
 
 def flatten(tree: Any, tensors: list[Tensor], rows: int | None = None, mutable: bool = False) -> Hashable:
-    """Append the tensors of a tree to `tensors`; what comes back is equal for trees that differ in tensors only.
+    """Append the tensors of a tree to `tensors`, and return a record that is equal for trees with other tensors.
 
     Args:
-        tree: tensors and plain values in tuples, lists, dicts, and objects that have nothing else in them.
-        tensors: is appended to.
-        mutable: look into lists, dicts and objects too, into which somebody may write.
-        rows: an integer of this value becomes a placeholder, so that batches of other sizes are alike.
+        tree: tensors and plain values in tuples, lists, dicts, and objects with such attributes.
+        tensors: a list that the tensors are appended to.
+        mutable: whether to accept lists, dicts and objects, which can be modified.
+        rows: integers of this value become placeholders, so that batches of other sizes have equal records.
 
     Raises:
-        Unknown: there is something else in it.
+        Unknown: the tree contains something else.
 
     Examples:
         >>> found = []
@@ -86,7 +86,7 @@ def _has_slots(cls: type) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Same:
-    """An object that is compared by identity, and kept alive so that nothing else can take its place."""
+    """An object that is compared by identity, and kept alive so that its id is not reused."""
 
     value: Any
 
@@ -98,7 +98,7 @@ class Same:
 
 
 def rebuild(spec: Any, tensors: Iterator[Any], rows: int | None = None) -> Any:
-    """The tree of a record, with other tensors in it.
+    """Rebuild the tree of a record with other tensors.
 
     Examples:
         >>> found = []
@@ -134,7 +134,7 @@ def _build_mapping(spec: Any, parts: list[Any]) -> Any:
     return cls(**pairs) if dataclasses.is_dataclass(spec[1]) else cls(pairs)
 
 
-# Where the parts begin in a record, for what has parts.
+# The index of the first part in a record, by type.
 _FIRST = {tuple: 1, list: 1, torch.Size: 1, slice: 1, dict: 2, "tuple": 2, "mapping": 3, "object": 3}
 _BUILDERS: dict[Any, Callable[[Any, list[Any]], Any]] = {
     tuple: lambda spec, parts: tuple(parts),

@@ -1,7 +1,7 @@
-"""At most K augmented versions of each sample: a loader whose random transforms are drawn from a seed per sample.
+"""Limit a loader to K augmented versions of each sample, with a seed per sample for its random transforms.
 
-The sampler sends a seed along with each index. Where the dataset is asked for that index, in this process or in a
-worker, the random state of Python, NumPy and torch is set to that seed for the length of the call, and put back.
+The sampler sends a seed with each index. When the dataset gets this index, in this process or in a worker, the random
+state of Python, NumPy and torch is set to the seed during the call, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from lightning_freeze.errors import PlanError
 
 
 class Drawn(NamedTuple):
-    """An index of a dataset, with the seed that its random transforms draw from."""
+    """An index of a dataset, with a seed for its random transforms."""
 
     index: Any
     seed: int
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed of 64 bits: the same for the same numbers and texts, on any machine.
+    """A 64-bit seed from numbers and texts, the same on every machine.
 
     Raises:
-        PlanError: a part is of a type that has no fixed text.
+        PlanError: a part has a type without a fixed text.
 
     Examples:
         >>> seed_of(0, 1, 7) == seed_of(0, 1, torch.tensor(7)) != seed_of(0, 7, 1)
@@ -42,7 +42,7 @@ def seed_of(*parts: Any) -> int:
 
 def _plain(part: Any) -> Any:
     if isinstance(part, str):
-        return str(part)  # NumPy has texts of its own
+        return str(part)  # NumPy numbers have other texts
     if part is None or type(part) is bytes:
         return part
     if isinstance(part, tuple):
@@ -59,7 +59,7 @@ def _plain(part: Any) -> Any:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Put the random state of Python, NumPy and torch (CPU) back afterwards.
+    """Restore the random state of Python, NumPy and torch (CPU) after a block.
 
     Examples:
         >>> before = torch.get_rng_state()
@@ -90,11 +90,11 @@ def seed_all(seed: int) -> None:
 
 
 class ViewedDataset(Dataset[Any]):
-    """A map-style dataset that draws the sample of a `Drawn` index from its seed. Else it is the dataset itself:
-    attributes are read and written there, and `isinstance` says what it says there.
+    """A map-style dataset that uses the seed of a `Drawn` index. Otherwise it behaves like the dataset: attributes are
+    read and written there, and `isinstance` gives the same answers.
 
     Args:
-        dataset: any with `__getitem__`.
+        dataset: a dataset with `__getitem__`.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -126,7 +126,7 @@ class ViewedDataset(Dataset[Any]):
         return self.__getitems__([index])[0] if type(index) is Drawn else self._viewed[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
-        """One sample at a time, whatever the dataset does: a version belongs to a sample, not to a batch."""
+        """Load samples one by one, because a version belongs to a sample, not to a batch."""
         several = getattr(self._viewed, "__getitems__", None)
         if not all(type(index) is Drawn for index in indices):
             return [self._viewed[index] for index in indices] if several is None else several(indices)
@@ -139,22 +139,22 @@ class ViewedDataset(Dataset[Any]):
 
 
 class Drawing:
-    """A sampler, or a batch sampler, whose indices carry a seed. Else it is that sampler.
+    """A sampler or batch sampler whose indices carry a seed. Otherwise it behaves like the original sampler.
 
     Args:
-        sampler: yields indices, or batches of them.
-        batches: which of both.
-        draw: called when a pass begins; returns what makes a seed of an index.
+        sampler: yields indices, or batches of indices.
+        batches: whether it yields batches.
+        draw: called at the start of a pass; returns a function from an index to a seed.
 
     Attributes:
-        begun: a pass has begun.
+        begun: whether a pass has begun.
     """
 
     def __init__(self, sampler: Any, batches: bool, draw: Callable[[], Callable[[Any], int]]) -> None:
         self._sampler, self._batches, self._draw, self.begun = sampler, batches, draw, False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_sampler":  # of a copy that is being made
+        if name == "_sampler":  # while the object is being copied
             raise AttributeError(name)
         return getattr(self._sampler, name)
 
@@ -169,7 +169,7 @@ class Drawing:
 
 
 def why_not(loader: Any) -> str:
-    """Why a loader cannot draw versions; "" if it can."""
+    """Why a loader cannot have versions; "" if it can."""
     if not isinstance(loader, DataLoader):
         return f"is a {type(loader).__name__} and no torch DataLoader, so nobody can tell which sample a row comes from"
     if isinstance(loader.dataset, IterableDataset | MapDataPipe):
@@ -183,10 +183,10 @@ def why_not(loader: Any) -> str:
 
 
 def viewed(loader: DataLoader[Any], draw: Callable[[], Callable[[Any], int]]) -> tuple[DataLoader[Any], Drawing]:
-    """A twin of a loader that draws versions, and its sampler; the loader itself stays as it is.
+    """Make a copy of a loader that draws versions, and return it with its sampler. The loader is not changed.
 
     Args:
-        loader: one that `why_not` has nothing against.
+        loader: a loader that `why_not` accepts.
         draw: see `Drawing`.
 
     Examples:
@@ -200,7 +200,7 @@ def viewed(loader: DataLoader[Any], draw: Callable[[], Callable[[Any], int]]) ->
     batches = loader.batch_sampler is not None
     drawing = Drawing(loader.batch_sampler if batches else loader.sampler, batches, draw)
     twin = object.__new__(type(loader))
-    twin.__dict__.update(loader.__dict__)  # a loader refuses to have its parts set
+    twin.__dict__.update(loader.__dict__)  # a loader does not allow its attributes to be set
     twin.__dict__.update({"dataset": ViewedDataset(loader.dataset), "_iterator": None})
     twin.__dict__["batch_sampler" if batches else "sampler"] = drawing
     return twin, drawing

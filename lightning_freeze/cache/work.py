@@ -1,4 +1,4 @@
-"""Values of what was put off: from stored rows, from memory that is shared, or by work that is done now."""
+"""The values of deferred results: from stored rows, from shared memory, or computed now."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Work:
     """Computes and serves values in a step.
 
     Args:
-        lookups: what is known of rows.
+        lookups: the lookups of rows.
 
     Attributes:
-        inside: something is computed, and what is called meanwhile runs as it is.
-        hits: rows that were served.
+        inside: whether something is being computed; calls meanwhile are not intercepted.
+        hits: number of rows that were served.
     """
 
     def __init__(self, lookups: Lookups) -> None:
@@ -41,7 +41,7 @@ class Work:
 
     @contextmanager
     def left_alone(self) -> Iterator[None]:
-        """Let what is called run as it is."""
+        """Do not intercept calls during a block."""
         inside, self.inside = self.inside, True
         try:
             yield
@@ -57,10 +57,10 @@ class Work:
                 lazy.node.version = version_of(lazy.held) if clean else -1
         return lazy.held
 
-    # ---- memory that results share
+    # ---- shared memory of results
 
     def _served(self, node: Node) -> Tensor:
-        """The values of something put off, in the memory that it shares with others."""
+        """The values of a deferred result, in the memory that it shares with others."""
         root, others = node.root, [one for one in node.family() if one.memory() is not None]
         if node.above is not None:
             if (memory := root.memory()) is not None:
@@ -72,7 +72,7 @@ class Work:
             _rejoin(other, value)
         return value if root is node else _view(node, value)
 
-    # ---- rows, or work
+    # ---- rows or computation
 
     def _rows_or_work(self, node: Node) -> Tensor:
         look = self._lookups.of(node)
@@ -89,15 +89,15 @@ class Work:
         return values
 
     def some(self, node: Node, places: list[int]) -> Tensor:
-        """Some rows of a result, computed on their own; the rows come first."""
+        """Compute some rows of a result alone; the rows are in the first dimension."""
         key = tuple(places)
         return rows_first(self._compute(node, key, self._of_some.setdefault(key, {})), node.facts.rows_dim)
 
     def _compute(self, node: Node, some: tuple[int, ...] | None, done: _Done) -> Tensor:
-        """Compute something that was put off, of all rows or some of them.
+        """Compute a deferred result for all rows or some of them.
 
         Raises:
-            FreezeError: the weights are others than when it was called.
+            FreezeError: the weights have changed since the call.
         """
         op = node.op
         if (id(op), node.place) in done:
@@ -121,11 +121,11 @@ class Work:
         results: list[Tensor] = []
         flatten(result, results, mutable=True)
         done.update({(id(op), place): one for place, one in enumerate(results)})
-        self._ops.append(op)  # so that no other operation gets its id
+        self._ops.append(op)  # so that its id is not reused
         return results[node.place]
 
     def given(self, one: Any, some: tuple[int, ...] | None = None, done: _Done | None = None) -> Tensor:
-        """The values of something that goes into an operation, or some rows of it."""
+        """The values of an input of an operation, or some rows of it."""
         if isinstance(one, Leaf):
             return one.value() if some is None else one.some(some)
         if isinstance(one, Tensor):
@@ -144,13 +144,13 @@ class Work:
         return self._rows_or_work(one) if known else self._compute(one, None, done)
 
     def clear(self) -> None:
-        """The step is over."""
+        """Called at the end of the step."""
         self._of_some.clear()
         self._ops.clear()
 
 
 def _view(node: Node, memory: Tensor) -> Tensor:
-    """A view of the memory of its root."""
+    """Make a view of the memory of its root."""
     facts = node.facts
     with under(node.op.conditions):
         offset = memory.storage_offset() + facts.offset - node.root.facts.offset
@@ -158,7 +158,7 @@ def _view(node: Node, memory: Tensor) -> Tensor:
 
 
 def _rejoin(other: Node, memory: Tensor) -> None:
-    """A view was handed out before the memory that it is of was there: now it is of it, with what was written."""
+    """Attach a view, handed out before its memory existed, to this memory, including later writes."""
     tensor = other.memory()
     if tensor is None:
         return
@@ -175,7 +175,7 @@ def _rejoin(other: Node, memory: Tensor) -> None:
 
 
 def _overlap(one: Node, other: Node) -> bool:
-    """Whether two views of one memory may share some of it: within a row, where their rows are as far apart."""
+    """Whether two views of one memory may overlap within a row, if their rows have the same stride."""
     if one.op is other.op:
         return False
     ranges = []
@@ -193,7 +193,7 @@ def _overlap(one: Node, other: Node) -> bool:
 
 
 def _narrowed(constant: Tensor, some: tuple[int, ...]) -> Tensor:
-    """A constant that was repeated for each row, for some of them."""
+    """Narrow a constant that was repeated for each row to some rows."""
     if constant.dim() and constant.stride(0) == 0 and constant.shape[0] > 1:
         return constant[:1].expand(len(some), *constant.shape[1:])
     return constant

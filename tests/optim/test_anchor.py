@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_freeze.optim.anchor import Anchor, skipped
+from lightning_freeze.optim.anchor import Anchor, pull, skipped
 
 
 def parameters(*values: float) -> list[nn.Parameter]:
@@ -36,8 +36,7 @@ def test_a_start_is_copied_and_taken_once(anchor: Anchor) -> None:
 @pytest.mark.parametrize("weight", [0.25, torch.tensor(0.25)])
 def test_weights_go_that_part_of_the_way(on_host: bool, weight: Any) -> None:
     anchor, moved = Anchor(on_host), parameters(5.0, 6.0)
-    anchor.take(["a", "b"], parameters(1.0, 2.0))
-    anchor.pull(["a", "b"], moved, weight)
+    pull(moved, anchor.take(["a", "b"], parameters(1.0, 2.0)), weight)
     assert torch.equal(moved[0], torch.full((3,), 4.0))
     assert torch.equal(moved[1], torch.full((3,), 5.0))
 
@@ -45,14 +44,14 @@ def test_weights_go_that_part_of_the_way(on_host: bool, weight: Any) -> None:
 @pytest.mark.parametrize("weight", [1.0, 7.0, torch.tensor(7.0)])
 def test_it_never_goes_past_the_start(anchor: Anchor, weight: Any) -> None:
     moved = parameters(5.0, -6.0)
-    anchor.pull(["a", "b"], moved, weight)
+    pull(moved, anchor.take(["a", "b"], moved), weight)
     assert torch.equal(moved[0], torch.ones(3))
     assert torch.equal(moved[1], torch.full((3,), 2.0))
 
 
 def test_the_starts_stay_and_no_gradient_is_recorded(anchor: Anchor) -> None:
     moved = parameters(5.0, 6.0)
-    anchor.pull(["a", "b"], moved, 0.5)
+    pull(moved, anchor.take(["a", "b"], moved), 0.5)
     assert torch.equal(anchor.values["a"], torch.ones(3))
     assert all(parameter.is_leaf and parameter.grad is None for parameter in moved)
 

@@ -17,7 +17,7 @@ def test_it_names_the_stage_the_moment_and_the_share() -> None:
         total = sum(parameter.numel() for parameter in Layered().parameters())
         part = total - sum(parameter.numel() for parameter in Layered().stem.parameters())
         assert change_line(run.view, change) == (
-            f"epoch 1, step 7: unfrozen layers; {part} of {total} parameters ({part / total:.1%}) train"
+            f"epoch 1, step 7: unfrozen layers; {part} parameters ({part / total:.1%}) train"
         )
 
 
