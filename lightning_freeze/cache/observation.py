@@ -213,6 +213,7 @@ def _watched(watcher: _Watcher, module: nn.Module, given: list[Tensor], call: Ca
             return given
         once = {id(tensor): tensor.as_subclass(Probe) for tensor in given}  # attention compares identities
         watcher.made([*once.values()])
+        return [once[id(tensor)] for tensor in given]
 
     with _probing(watcher, module):
         probes = probed()
