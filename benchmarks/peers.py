@@ -125,7 +125,6 @@ ROWS: dict[str, Callable[[Figures], str]] = {
     "rates under one schedule over the run": lambda p: p.get("schedule", _rates(p)),
     "step time per stage": lambda p: _percent(p["step_ratio"]),
     "memory for backward per stage": lambda p: _percent(p["saved_ratio"]),
-    "one change of stage, CPU time": lambda p: f"{p['change_ms']:.0f} ms" if p["change_ms"] >= 1 else "under 1 ms",
     "lines a user writes": lambda p: f"{p['lines']} lines",
 }
 

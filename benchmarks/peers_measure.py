@@ -31,11 +31,9 @@ class Watch(Callback):
         self.epoch, self.net = 0, net
         self.rates: list[list[float | None]] = []  # at each step, of the probes that train
         self.step_ms: list[list[float]] = []  # by epoch
-        self.boundary_ms: list[float] = []  # before each epoch but the first
         self.saved: list[int] = []  # bytes for backward, by epoch
         self.sent: list[int] = []  # bytes in the reducer, by epoch
         self.dropout_on = False
-        self.left = 0.0
         self.norms = {name: value.detach().clone() for name, value in self._norm_tensors().items()}
         self.drift = {"statistics": 0.0, "weights": 0.0}
 
@@ -46,8 +44,6 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            if self.epoch:
-                self.boundary_ms.append(1e3 * (time.process_time() - self.left))
             self.step_ms.append([])
             self.dropout_on |= self.epoch < 2 and self.net.backbone.dropout.training
         names = dict(self.net.named_parameters())
@@ -56,8 +52,7 @@ class Watch(Callback):
         self.began = time.process_time()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.left = time.process_time()
-        self.step_ms[-1].append(1e3 * (self.left - self.began))
+        self.step_ms[-1].append(1e3 * (time.process_time() - self.began))
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.epoch == 1:  # the backbone has been frozen up to here
@@ -191,10 +186,7 @@ def rate_error(peer: Peer, scheduler: str) -> float | str:
 
 
 def costs(peers: list[Peer], rounds: int) -> dict[str, Figures]:
-    """CPU ms per step and bytes saved for backward, of each stage of two epochs; CPU ms of a change.
-
-    The peers take turns. A change is a boundary of epochs with one, less a boundary without (medians).
-    """
+    """CPU ms per step and bytes saved for backward, of each stage of two epochs. The peers take turns."""
     found: dict[str, list[Watch]] = {peer.name: [] for peer in peers}
     saved: dict[str, list[int]] = {}
     for _ in range(rounds):
@@ -213,8 +205,6 @@ def costs(peers: list[Peer], rounds: int) -> dict[str, Figures]:
                 for k in range(3)
             ],
             "saved_bytes": [saved[name][2 * k + 1] for k in range(3)],
-            "change_ms": statistics.median(watch.boundary_ms[k] for watch in watches for k in (1, 3))
-            - statistics.median(watch.boundary_ms[k] for watch in watches for k in (0, 2, 4)),
         }
         for name, watches in found.items()
     }
