@@ -22,6 +22,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 Figures = dict[str, Any]
+# Our own checkpoint; Lightning has the argument since 2.6.
+TRUSTED: Figures = {"weights_only": False} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 
 class Watch(Callback):
@@ -135,7 +137,7 @@ def run(
             **options,
         )
         with redirect_stdout(StringIO()):
-            trainer.fit(model, *loaders(**shape), ckpt_path=found, weights_only=False)
+            trainer.fit(model, *loaders(**shape), ckpt_path=found, **TRUSTED)
 
     if peer.fits:
         peer.fits(model, fit)

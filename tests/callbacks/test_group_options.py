@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STAGES, Batches, Net, Spy, fit, tensors, trainer
+from helpers import STAGES, TRUSTED, Batches, Net, Spy, fit, tensors, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -108,7 +108,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(tmp_pa
         one = trainer(callbacks, enable_checkpointing=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-            one.fit(model, Batches(2), Batches(1), ckpt_path=checkpoint, weights_only=False)
+            one.fit(model, Batches(2), Batches(1), ckpt_path=checkpoint, **TRUSTED)
         return model
 
     whole = run(BARE)

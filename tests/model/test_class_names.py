@@ -12,11 +12,11 @@ class Own(torch.optim.AdamW):
 
 
 def test_a_thing_has_the_names_of_its_class_and_of_all_bases() -> None:
-    assert {"Own", "AdamW", "Adam", "Optimizer"} <= class_names(Own([torch.zeros(1)]))
+    assert {"Own", "AdamW", "Optimizer"} <= class_names(Own([torch.zeros(1)]))
 
 
 def test_one_of_several_names_is_enough() -> None:
     optimizer = Own([torch.zeros(1)])
-    assert is_named(optimizer, "SGD", "Adam")
+    assert is_named(optimizer, "SGD", "AdamW")
     assert not is_named(optimizer, "SGD", "own")
     assert not is_named(optimizer)

@@ -23,6 +23,7 @@ def test_plain_tensors_stay_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("gloo")
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch 2.6
 def test_a_whole_tensor_is_cut_as_its_parameter_and_gathered_again() -> None:
     mesh = init_device_mesh("cpu", (1,))
     parameter = distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)])

@@ -13,6 +13,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from helpers import BEFORE_2_6
 from tqdm import tqdm
 
 from lightning_freeze.report.rendering import percent, screen_width, show, size, value_range
@@ -83,6 +84,7 @@ def on_a_terminal(columns: int) -> list[str]:
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()))
 
 
+@pytest.mark.skipif(BEFORE_2_6, reason="rich bars of older Lightning clear a display that newer rich has already left")
 def test_on_80_columns_no_name_and_no_figure_is_broken_beside_either_progress_bar() -> None:
     lines = [line.rstrip() for line in on_a_terminal(80)]
     starts = [place for place, line in enumerate(lines) if line.startswith("lightning_freeze: ")]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 BEFORE_2_6 = tuple(map(int, pl.__version__.split(".")[:2])) < (2, 6)  # of Lightning
+# Arguments of `fit` for a checkpoint that we trust; Lightning has the argument since 2.6.
+TRUSTED: dict[str, Any] = {} if BEFORE_2_6 else {"weights_only": False}
 # FSDP2 on the CPU, since torch 2.7
 SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 STAGES = ["head", "mid", "stem"]

@@ -23,7 +23,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from helpers import Batches, Net, names_in, tensors, trainable, trainer
+from helpers import TRUSTED, Batches, Net, names_in, tensors, trainable, trainer
 from torch import Tensor, nn
 
 from lightning_freeze import FreezeError, GradualUnfreeze, LayerwiseLR, discover_stages
@@ -99,7 +99,7 @@ def _fit(
     stages = model.stages() if hasattr(model, "stages") else ["head", "mid", "stem"]
     ours = [GradualUnfreeze(stages, verbose=False), LayerwiseLR(0.5)]
     run = trainer([*ours, *callbacks, checked], EPOCHS, enable_checkpointing=bool(callbacks), limit_val_batches=0)
-    run.fit(model, model.batches() if hasattr(model, "batches") else Batches(8), weights_only=False, **options)
+    run.fit(model, model.batches() if hasattr(model, "batches") else Batches(8), **TRUSTED, **options)
     return model, checked
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Batches, Net, trainer
+from helpers import TRUSTED, Batches, Net, trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -347,7 +347,7 @@ class TestResume:
         again, gradual = Model(), GradualUnfreeze(verbose=False)
         saved = pl.callbacks.ModelCheckpoint(tmp_path / "again", "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         trainer([gradual, saved], 4, enable_checkpointing=True, limit_val_batches=0).fit(
-            again, Batches(2), ckpt_path=str(tmp_path / "epoch=1.ckpt"), weights_only=False
+            again, Batches(2), ckpt_path=str(tmp_path / "epoch=1.ckpt"), **TRUSTED
         )
 
         assert len(looks) == 4
@@ -361,7 +361,7 @@ class TestResume:
 
         with pytest.raises(ResumeError):
             trainer([GradualUnfreeze(["head", "stem"], verbose=False)], 4, limit_val_batches=0).fit(
-                Net(), Batches(2), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False
+                Net(), Batches(2), ckpt_path=str(tmp_path / "last.ckpt"), **TRUSTED
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STAGES, Batches, Net, Spy, fit, moved, stages_training, tensors, trainer
+from helpers import STAGES, TRUSTED, Batches, Net, Spy, fit, moved, stages_training, tensors, trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor
 
@@ -120,7 +120,7 @@ def run(callbacks: Sequence[Any], folder: Path | None = None, epochs: int = 6, r
     saving = [Spy("on_train_epoch_end", save)] if folder else []
     running = trainer([*callbacks, Seeded(), *saving], epochs)
     net = Net(lambda net: torch.optim.AdamW(net.parameters(), lr=0.05))
-    running.fit(net, Batches(2), Batches(1), ckpt_path=resume, **({"weights_only": False} if resume else {}))
+    running.fit(net, Batches(2), Batches(1), ckpt_path=resume, **TRUSTED)
     return net
 
 

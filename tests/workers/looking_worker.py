@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from ddp_worker import Net as Plain
+from helpers import TRUSTED
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from sharded_worker import Net as Sharded
 from sharded_worker import RankLoader, whole
@@ -52,7 +53,7 @@ def fit(build: Any, strategy: Any, stages: Any, folder: Path, ckpt_path: Any = N
         callbacks=[gradual, LayerwiseLR(0.5), bits, saved],
         logger=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(build(), RankLoader(), ckpt_path=ckpt_path, weights_only=False)
+    trainer.fit(build(), RankLoader(), ckpt_path=ckpt_path, **TRUSTED)
     return gradual.signature, bits.hashes
 
 

@@ -25,13 +25,19 @@ class ClassifierOfPhotographsWithALongName(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-warnings.simplefilter("ignore")
-for bar in (TQDMProgressBar(), RichProgressBar()):
-    Trainer(
-        max_epochs=2,
-        callbacks=[GradualUnfreeze(["head", "body.2", ["body.0", "body.1"]]), LayerwiseLR(0.5), BatchNormEval(), bar],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    ).fit(ClassifierOfPhotographsWithALongName(), torch.utils.data.DataLoader(torch.randn(16, 64), batch_size=8))
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for bar in (TQDMProgressBar(), RichProgressBar()):
+        Trainer(
+            max_epochs=2,
+            callbacks=[
+                GradualUnfreeze(["head", "body.2", ["body.0", "body.1"]]),
+                LayerwiseLR(0.5),
+                BatchNormEval(),
+                bar,
+            ],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        ).fit(ClassifierOfPhotographsWithALongName(), torch.utils.data.DataLoader(torch.randn(16, 64), batch_size=8))
