@@ -45,7 +45,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports --no-logo
 
 types: .venv/installed
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Branch coverage of the package, with the processes that the tests start.
 coverage: wheel

@@ -66,14 +66,9 @@ class Dies(pl.Callback):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.how == "step" and trainer.global_step == STEPS + 2:
-            self.die()
-
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.how in ("change", "agreement") and trainer.current_epoch == 1:
-            name = "rebuild" if self.how == "change" else "check_agreement"
-            setattr(session, name, lambda *_, **__: self.die())
+        if self.how == "change" and trainer.current_epoch == 1:
+            vars(session)["rebuild"] = lambda *_, **__: self.die()
         if self.how == "save" and trainer.current_epoch == 1:
             plugin: Any = trainer.strategy.checkpoint_io
             plugin.save_checkpoint = self.torn
@@ -97,12 +92,10 @@ def newest(folder: Path) -> str | None:
     return None
 
 
-def main(path: str, how: str = "", rank: str = "1", every: str = str(STEPS)) -> None:
+def main(path: str, how: str = "", rank: str = "1") -> None:
     folder = Path(path)
     model = Model()
-    saves = ModelCheckpoint(
-        folder, "{step}", every_n_train_steps=int(every), save_top_k=-1, auto_insert_metric_name=False
-    )
+    saves = ModelCheckpoint(folder, "{step}", every_n_train_steps=STEPS, save_top_k=-1, auto_insert_metric_name=False)
     quiet: Any = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(
         accelerator="cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]), num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
